@@ -1,0 +1,48 @@
+"""The mathematics of a curriculum at the edge of competence: belief, bands and selection.
+
+Pure functions of their arguments: no clock, no I/O, no global random state.
+"""
+
+from curriculum.bands import Band, classify_bands, settled
+from curriculum.belief import Belief, posterior
+from curriculum.beta import beta_cdf, beta_quantile
+from curriculum.compose import Prepared, compose_batch, prepare
+from curriculum.config import SelectionConfig
+from curriculum.counts import discount_weights, discounted_counts
+from curriculum.errors import InvalidInputError
+from curriculum.interval import credible_interval
+from curriculum.mixed import mixed_probability, mixed_probability_at, optimistic_score
+from curriculum.pass_at_k import pass_at_k
+from curriculum.pool import Pool, Reason, Selection
+from curriculum.prior import Prior, fit_domain_prior
+from curriculum.probing import select_probes
+from curriculum.strategies import STRATEGIES
+
+__all__ = [
+    "STRATEGIES",
+    "Band",
+    "Belief",
+    "InvalidInputError",
+    "Pool",
+    "Prepared",
+    "Prior",
+    "Reason",
+    "Selection",
+    "SelectionConfig",
+    "beta_cdf",
+    "beta_quantile",
+    "classify_bands",
+    "compose_batch",
+    "credible_interval",
+    "discount_weights",
+    "discounted_counts",
+    "fit_domain_prior",
+    "mixed_probability",
+    "mixed_probability_at",
+    "optimistic_score",
+    "pass_at_k",
+    "posterior",
+    "prepare",
+    "select_probes",
+    "settled",
+]

@@ -1,0 +1,96 @@
+"""A batch while it is being composed."""
+
+import numpy as np
+
+from curriculum.arrays import Bytes, Ints
+from curriculum.config import SelectionConfig
+from curriculum.pool import Pool, Reason
+
+_NEVER_RESTING = np.iinfo(np.int64).max
+
+
+class Draft:
+    """What is in the batch, and what may still come in: free, rested, and within a domain's places.
+
+    Invariants: a prompt is taken at most once and only if it was free; no more are taken than the
+    places that were left. Mutable, and local to one call of `compose_batch`.
+    """
+
+    def __init__(
+        self, pool: Pool, config: SelectionConfig, prompt_count: int, *, resting: bool
+    ) -> None:
+        self._pool = pool
+        self._free_N = pool.free_N.copy()
+        rested_step = max(pool.policy_step - config.rest_steps, -1)  # -1: never served is rested
+        self._latest_step = rested_step if resting and config.rest_steps else _NEVER_RESTING
+        self._group_D, self.left_K = domain_places(pool.domains, config, prompt_count)
+        self._indices: list[Ints] = []
+        self._reasons: list[Bytes] = []
+
+    @property
+    def missing_count(self) -> int:
+        """Places that are left."""
+        return int(self.left_K.sum())
+
+    def open_among(self, candidates_C: Ints) -> Ints:
+        """Those of the candidates that are free and rested, in the same order."""
+        rested_C = self._pool.last_served_step_N[candidates_C] <= self._latest_step
+        return candidates_C[rested_C & self._free_N[candidates_C]]
+
+    def all_open(self) -> Ints:
+        """Every prompt that is free and rested."""
+        return np.flatnonzero(self._free_N & (self._pool.last_served_step_N <= self._latest_step))
+
+    def of_group(self, indices_M: Ints, group: int) -> Ints:
+        """Those of the prompts that would take the group's places."""
+        return indices_M if len(self.left_K) == 1 else indices_M[self._groups(indices_M) == group]
+
+    def _groups(self, indices_M: Ints) -> Ints:
+        return self._group_D[self._pool.domain_N[indices_M]]
+
+    def take(self, indices_M: Ints, reason: Reason, limit: int | None = None) -> int:
+        """Take distinct open prompts in order, while their places and the limit last."""
+        if len(self.left_K) > 1:
+            group_M, admitted_M = self._groups(indices_M), np.zeros(len(indices_M), dtype=bool)
+            for group, left in enumerate(self.left_K):
+                admitted_M[np.flatnonzero(group_M == group)[:left]] = True
+            indices_M = indices_M[admitted_M]
+        indices_M = indices_M[: min(self.missing_count, len(indices_M) if limit is None else limit)]
+        self._free_N[indices_M] = False
+        self.left_K -= np.bincount(self._groups(indices_M), minlength=len(self.left_K))
+        self._indices.append(indices_M)
+        self._reasons.append(np.full(len(indices_M), reason, dtype=np.uint8))
+        return len(indices_M)
+
+    def waive_shares(self) -> None:
+        """Let any domain take the places that are left."""
+        self.left_K = self.left_K.sum(keepdims=True)
+        self._group_D = np.zeros_like(self._group_D)
+
+    def waive_rest(self) -> None:
+        """Let resting prompts in."""
+        self._latest_step = _NEVER_RESTING
+
+    def taken(self) -> tuple[Ints, Bytes]:
+        """Indices and reasons so far."""
+        if not self._indices:
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint8)
+        return np.concatenate(self._indices), np.concatenate(self._reasons)
+
+
+def domain_places(
+    domains: tuple[str, ...], config: SelectionConfig, prompt_count: int
+) -> tuple[Ints, Ints]:
+    """Places of each listed domain by largest remainder; the last group is all other domains.
+
+    Returns:
+        group_D, the group of each domain, and places_K, which sum to `prompt_count`.
+    """
+    listed = {name: group for group, name in enumerate(config.domain_shares)}
+    shares = [*config.domain_shares.values()]
+    quota_K = np.array([*shares, max(1.0 - sum(shares), 0.0)]) * prompt_count
+    places_K = quota_K.astype(np.int64)
+    by_remainder = np.argsort(places_K - quota_K, kind="stable")
+    places_K[by_remainder[: prompt_count - places_K.sum()]] += 1
+    groups = [listed.get(name, len(listed)) for name in domains]
+    return np.array(groups, dtype=np.int64), places_K

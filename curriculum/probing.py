@@ -1,0 +1,59 @@
+"""Which prompts to sample only to learn their pass rate."""
+
+import numpy as np
+
+from curriculum.belief import posterior
+from curriculum.compose import Prepared
+from curriculum.errors import require
+from curriculum.interval import credible_interval
+from curriculum.pool import Pool, Reason, Selection
+
+
+def select_probes(
+    prepared: Prepared,
+    pool: Pool,
+    prompt_count: int,
+    attempt_count: int,
+    rng: np.random.Generator,
+) -> Selection:
+    """The free prompts whose belief an attempt would move most.
+
+    One more attempt at a prompt with belief Beta(a, b), n = a + b, is expected to reduce the
+    variance of its pass rate by
+
+        gain_i = Var[p_i] / (n_i + 1),   Var[p_i] = m_i (1 - m_i) / (n_i + 1)
+
+    (the law of total variance over the attempt's result). Prompts at the edge with little recent
+    evidence come first; ties, such as prompts never seen, fall at random.
+
+    Args:
+        prepared: from `prepare`, for the same counts and step.
+        pool: with the leases of now.
+        prompt_count: B >= 0.
+        attempt_count: attempts for each, at least 1.
+        rng: breaks ties.
+
+    Raises:
+        InvalidInputError: a count out of range.
+    """
+    require(prompt_count >= 0, "prompt_count", prompt_count, ">= 0")
+    require(attempt_count >= 1, "attempt_count", attempt_count, ">= 1")
+    free_M = rng.permutation(np.flatnonzero(pool.free_N))
+    prior = prepared.prior.at(pool.domain_N[free_M])
+    belief = posterior(pool.successes_N[free_M], pool.failures_N[free_M], *prior)
+    gain_M = belief.sd**2 / (belief.alpha_N + belief.beta_N + 1.0)
+    chosen_B = np.argsort(-gain_M, kind="stable")[:prompt_count]
+    alpha_B, beta_B = belief.alpha_N[chosen_B], belief.beta_N[chosen_B]
+    low_B, high_B = credible_interval(alpha_B, beta_B)
+    served, size = len(chosen_B), len(pool)
+    return Selection(
+        indices_B=free_M[chosen_B],
+        attempt_counts_B=np.full(served, attempt_count),
+        reasons_B=np.full(served, Reason.PROBE, dtype=np.uint8),
+        pass_rate_B=alpha_B / (alpha_B + beta_B),
+        pass_rate_low_B=low_B,
+        pass_rate_high_B=high_B,
+        shortfall=""
+        if served == prompt_count
+        else f"{served} of {prompt_count}: {size - len(free_M)} of {size} prompts are leased",
+    )

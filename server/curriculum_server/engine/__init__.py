@@ -1,0 +1,1 @@
+"""What the service does, without gRPC: runs, their mirrors, batches, reports and statistics."""

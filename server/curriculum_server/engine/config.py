@@ -1,0 +1,123 @@
+"""A run's configuration."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from curriculum_api.errors import InvalidRequestError, StateError
+from curriculum_api.limits import MAX_CHANNELS
+
+from curriculum import InvalidInputError, SelectionConfig
+from curriculum_server.store.batches import MAX_SLOT_ATTEMPTS
+
+CHANNEL_NAME = re.compile(r"[a-z0-9_]{1,64}")
+MAX_LEASE_TTL_S = 7 * 24 * 3600
+FIXED_FIELDS = ("reward_min", "reward_max", "pass_threshold", "seed", "channels")
+"""What the ledger's counts depend on: set at creation only."""
+
+
+@dataclass(frozen=True)
+class ChannelConfig:
+    """A named number that outcomes may carry, and its range."""
+
+    name: str
+    min_value: float
+    max_value: float
+
+    def __post_init__(self) -> None:
+        if not CHANNEL_NAME.fullmatch(self.name):
+            raise _refused("channels.name", repr(self.name), "1 to 64 characters of a-z, 0-9 and _")
+        _check_range(f"channels[{self.name}].max_value", self.min_value, self.max_value)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run is created with.
+
+    Attributes:
+        reward_min: smallest reward; verifiers usually answer 0 or 1.
+        reward_max: largest reward.
+        pass_threshold: an attempt passes from this reward on; by default only a full reward does.
+        window_steps: policy steps whose counts are kept together; 5 resolves how a policy moves
+            at a twentieth of the default discount's half-life per step.
+        lease_ttl_s: a step of a large run takes minutes; an hour covers it with room.
+        seed: every random choice derives from it and the request_id.
+    """
+
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    reward_min: float = 0.0
+    reward_max: float = 1.0
+    pass_threshold: float = 1.0
+    window_steps: int = 5
+    lease_ttl_s: int = 3600
+    seed: int = 0
+    channels: tuple[ChannelConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_range("reward_max", self.reward_min, self.reward_max)
+        if not self.reward_min < self.pass_threshold <= self.reward_max:
+            allowed = f"in ({self.reward_min:g}, {self.reward_max:g}]"
+            raise _refused("pass_threshold", self.pass_threshold, allowed)
+        if not 1 <= self.window_steps <= 100_000:
+            raise _refused("window_steps", self.window_steps, "in [1, 100000]")
+        if not 1 <= self.lease_ttl_s <= MAX_LEASE_TTL_S:
+            raise _refused("lease_ttl", f"{self.lease_ttl_s}s", f"in [1s, {MAX_LEASE_TTL_S}s]")
+        if len(self.channels) > MAX_CHANNELS:
+            raise _refused("channels", f"{len(self.channels)} channels", f"at most {MAX_CHANNELS}")
+        names = [channel.name for channel in self.channels]
+        for name in names:
+            if names.count(name) > 1:
+                raise _refused("channels.name", repr(name), "declared once")
+        attempts = self.selection.group_size * self.selection.reach_attempt_factor
+        if attempts > MAX_SLOT_ATTEMPTS:
+            raise _refused("group_size*reach_attempt_factor", attempts, f"<= {MAX_SLOT_ATTEMPTS}")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> RunConfig:
+        """From plain data; absent keys take the defaults, `pass_threshold` that of `reward_max`.
+
+        Raises:
+            InvalidRequestError: a value that is not allowed.
+        """
+        given = dict(values)
+        try:
+            given["selection"] = SelectionConfig.from_mapping(given.get("selection", {}))
+        except InvalidInputError as error:
+            raise InvalidRequestError(f"config.selection.{error}") from error
+        given["channels"] = tuple(ChannelConfig(**c) for c in given.get("channels", ()))
+        given.setdefault("pass_threshold", given.get("reward_max", cls.reward_max))
+        return cls(**given)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain data from which `from_mapping` builds an equal configuration."""
+        return {**asdict(self), "selection": self.selection.to_mapping()}
+
+    def updated(self, changes: Mapping[str, Any]) -> RunConfig:
+        """This configuration with the given keys replaced.
+
+        Raises:
+            StateError: a key that is fixed at creation.
+            InvalidRequestError: a value that is not allowed.
+        """
+        for name in FIXED_FIELDS:
+            if name in changes:
+                raise StateError(f"config.{name}={changes[name]!r}: is fixed when a run is created")
+        selection = {**self.selection.to_mapping(), **changes.get("selection", {})}
+        rest = {k: v for k, v in changes.items() if k not in (*FIXED_FIELDS, "selection")}
+        try:
+            return replace(self, selection=SelectionConfig.from_mapping(selection), **rest)
+        except InvalidInputError as error:
+            raise InvalidRequestError(f"config.selection.{error}") from error
+
+
+def _check_range(name: str, low: float, high: float) -> None:
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise _refused(name, high, f"finite and above {low:g}")
+
+
+def _refused(name: str, value: object, allowed: str) -> InvalidRequestError:
+    return InvalidRequestError(f"config.{name}={value}: must be {allowed}")

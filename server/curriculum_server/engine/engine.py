@@ -1,0 +1,124 @@
+"""The runs of this server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+
+from curriculum_api.errors import AlreadyExistsError, CurriculumError, NotFoundError
+
+from curriculum_server.engine.config import RunConfig
+from curriculum_server.engine.reporting import BatchCache
+from curriculum_server.engine.run import Run
+from curriculum_server.store.commit import create_run, delete_run, list_runs
+from curriculum_server.store.connection import Redis
+from curriculum_server.store.document import Document
+
+FOLLOW_INTERVAL_S = 1.0
+"""How often a run that nobody asks about is brought up to date."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Served:
+    """A run and what this server keeps beside its mirror."""
+
+    run: Run
+    batches: BatchCache = field(default_factory=BatchCache)
+    warming: asyncio.Task[None] | None = None
+
+
+class Engine:
+    """Hands out runs by name and keeps those in use up to date."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+        self._served: dict[str, Served] = {}
+        self._follower: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to follow the runs' events in the background."""
+        self._follower = asyncio.create_task(self._follow())
+
+    async def stop(self) -> None:
+        """Stop following. What is in the store is complete at any time."""
+        if self._follower is not None:
+            self._follower.cancel()
+            await asyncio.gather(self._follower, return_exceptions=True)
+        await self.redis.aclose()
+
+    async def create(self, run_id: str, config: RunConfig) -> Run:
+        """Create a run, or find it with the same configuration.
+
+        Raises:
+            AlreadyExistsError: it is there with another configuration.
+        """
+        run = self.served(run_id).run
+        document = Document(config=config.to_mapping())
+        made = await create_run(self.redis, run.keys, document)
+        async with run.lock:
+            await run.sync()
+            if not made and run.mirror.config != config:
+                raise AlreadyExistsError(f"run_id={run_id!r}: exists with another configuration")
+        return run
+
+    def served(self, run_id: str) -> Served:
+        """The run of that name; whether it exists shows on the first `sync`."""
+        if run_id not in self._served:
+            self._served[run_id] = Served(Run(self.redis, run_id))
+        return self._served[run_id]
+
+    def forget(self, run_id: str) -> None:
+        """Drop what is held of a run that turned out not to exist."""
+        self._served.pop(run_id, None)
+
+    async def delete(self, run_id: str) -> None:
+        """Remove a run and all it holds.
+
+        Raises:
+            NotFoundError: there is no such run.
+        """
+        run = self.served(run_id).run
+        existed = await delete_run(self.redis, run.keys)
+        self.forget(run_id)
+        if not existed:
+            raise NotFoundError(f"run_id={run_id!r}: there is no such run")
+
+    async def page(self, after: str, limit: int) -> tuple[list[Run], str]:
+        """Up to `limit` runs by name behind `after`, and the name to go on from, "" at the end."""
+        names = await list_runs(self.redis, after, limit + 1)
+        runs = []
+        for name in names[:limit]:
+            run = self.served(name).run
+            try:
+                async with run.lock:
+                    await run.sync()
+                runs.append(run)
+            except NotFoundError:  # deleted between the two reads
+                self.forget(name)
+        return runs, names[limit - 1] if len(names) > limit else ""
+
+    def warm(self, run_id: str) -> None:
+        """Fold in what was just reported before somebody waits for it."""
+        served = self.served(run_id)
+        if served.warming is None or served.warming.done():
+            served.warming = asyncio.create_task(self._sync_quietly(served.run))
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(FOLLOW_INTERVAL_S)
+            for served in list(self._served.values()):
+                if served.run.is_loaded:
+                    await self._sync_quietly(served.run)
+
+    async def _sync_quietly(self, run: Run) -> None:
+        """Background work: whoever asks next meets the same error and is told."""
+        try:
+            async with run.lock:
+                await run.sync()
+        except NotFoundError:
+            self.forget(run.run_id)
+        except CurriculumError as error:
+            logger.warning("run not followed run=%s error=%s", run.run_id, error)

@@ -1,0 +1,88 @@
+"""Adding prompts to a run's pool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from curriculum_api.errors import AlreadyExistsError, InvalidRequestError
+from curriculum_api.limits import MAX_DOMAINS
+
+from curriculum_server.engine.catalog import encode_chunk
+from curriculum_server.engine.run import Run
+from curriculum_server.store.commit import Change
+from curriculum_server.store.document import Document
+
+MAX_POOL_PROMPTS = (1 << 32) - 1
+"""Indices are u32."""
+
+
+@dataclass(frozen=True)
+class NewPrompt:
+    """A prompt to add: its id, domain and encoded `Prompt` message."""
+
+    prompt_id: str
+    domain: str
+    message: bytes
+
+
+@dataclass(frozen=True)
+class Added:
+    """What an addition did."""
+
+    added_count: int
+    existing_count: int
+    prompt_count: int
+
+
+async def add_prompts(run: Run, prompts: Sequence[NewPrompt]) -> Added:
+    """Add what is not there yet, all in one step.
+
+    Raises:
+        AlreadyExistsError: a prompt_id is taken by other content.
+        InvalidRequestError: more domains than a run may have.
+    """
+    fresh: list[NewPrompt] = []
+
+    def append_chunk(document: Document) -> tuple[Document, Change] | None:
+        fresh[:] = _unknown(run, prompts)
+        if not fresh:
+            return None
+        _check_room(run, fresh)
+        catalog, payload = encode_chunk(*zip(*map(_parts, fresh), strict=True))
+        chunk = document.chunk_count
+        keys = {run.keys.catalog(chunk): catalog, run.keys.payload(chunk): payload}
+        count = document.prompt_count + len(fresh)
+        grown = replace(document, chunk_count=chunk + 1, prompt_count=count)
+        return grown, Change("prompts", sets=keys)
+
+    async with run.lock:
+        document = await run.change_layout(append_chunk)
+    return Added(len(fresh), len(prompts) - len(fresh), document.prompt_count)
+
+
+def _unknown(run: Run, prompts: Sequence[NewPrompt]) -> list[NewPrompt]:
+    catalog, fresh = run.mirror.catalog, []
+    for prompt in prompts:
+        index = catalog.index.get(prompt.prompt_id)
+        if index is None:
+            fresh.append(prompt)
+        elif catalog.messages[index] != prompt.message:
+            raise AlreadyExistsError(
+                f"prompts.prompt_id={prompt.prompt_id!r}: is in the pool with other content"
+            )
+    return fresh
+
+
+def _check_room(run: Run, fresh: Sequence[NewPrompt]) -> None:
+    domains = {*run.mirror.catalog.domains, *(prompt.domain for prompt in fresh)}
+    if len(domains) > MAX_DOMAINS:
+        raise InvalidRequestError(
+            f"prompts.domain: {len(domains)} domains in a run: at most {MAX_DOMAINS}"
+        )
+    if len(run.mirror.catalog) + len(fresh) > MAX_POOL_PROMPTS:
+        raise InvalidRequestError(f"prompts: a pool holds at most {MAX_POOL_PROMPTS} prompts")
+
+
+def _parts(prompt: NewPrompt) -> tuple[str, str, bytes]:
+    return prompt.prompt_id, prompt.domain, prompt.message

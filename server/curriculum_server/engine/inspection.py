@@ -1,0 +1,211 @@
+"""What operators see: statistics, prompts and the boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from curriculum_api.errors import InvalidRequestError, NotFoundError
+from numpy.typing import NDArray
+
+from curriculum import Band, Belief, Pool, classify_bands, credible_interval, pass_at_k, posterior
+from curriculum_server.engine.mirror import Mirror
+from curriculum_server.engine.run import Run
+from curriculum_server.store.columns import (
+    ATTEMPTS,
+    FIXED_POINT_SCALE,
+    PASSES,
+    REWARD_EXCESS,
+    TOKENS,
+)
+from curriculum_server.store.document import Window
+
+HISTOGRAM_BINS = 20
+
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Beliefs:
+    """The whole pool as believed at the run's newest step."""
+
+    mirror: Mirror
+    pool: Pool
+    belief: Belief
+    bands_N: NDArray[np.uint8]
+    prior_mean_D: NDArray[np.float64]
+    prior_concentration_D: NDArray[np.float64]
+
+    @property
+    def leased_N(self) -> NDArray[np.bool_]:
+        return ~self.pool.free_N
+
+
+@dataclass(frozen=True)
+class PromptState:
+    """One prompt as believed now."""
+
+    index: int
+    prompt_id: str
+    domain: str
+    band: Band
+    pass_rate: float
+    pass_rate_low: float
+    pass_rate_high: float
+    attempt_count: int
+    pass_count: int
+    last_served_step: int | None
+    lease_expire_s: int | None
+
+
+@dataclass(frozen=True)
+class HistoryPoint:
+    """One prompt in one window."""
+
+    window: Window
+    attempt_count: int
+    pass_count: int
+    mean_reward: float
+    token_count: int
+
+
+@dataclass(frozen=True)
+class BoundaryPoint:
+    """Mean pass@k in two ranges of steps over the prompts with k attempts in both."""
+
+    k: int
+    prompt_count: int
+    before: float
+    after: float
+
+
+async def believe(run: Run) -> Beliefs:
+    """Everything believed now. Hold the run's lock from here to the last use."""
+    catch = await run.sync()
+    mirror = run.mirror
+    pool = mirror.pool(mirror.policy_step, catch.now_s)
+    prior = mirror.prepared(pool).prior
+    belief = posterior(pool.successes_N, pool.failures_N, *prior.at(pool.domain_N))
+    selection = mirror.config.selection
+    bands_N = classify_bands(belief, pool.attempts_N, selection.edge_low, selection.edge_high)
+    return Beliefs(mirror, pool, belief, bands_N, prior.mean_D, prior.concentration_D)
+
+
+def band_counts(bands: NDArray[np.uint8]) -> Counts:
+    """Prompts by band, in the order of `Band`."""
+    return np.bincount(bands, minlength=len(Band))
+
+
+def histogram(pass_rates: NDArray[np.float64]) -> Counts:
+    """Prompts by pass rate, in equal bins over [0, 1]."""
+    counts: Counts = np.histogram(pass_rates, HISTOGRAM_BINS, (0.0, 1.0))[0]
+    return counts
+
+
+def matching(beliefs: Beliefs, domain: str, band: Band | None) -> Counts:
+    """Indices of the prompts in a domain ("" for all) and a band (None for all)."""
+    wanted_N = np.ones(len(beliefs.pool), bool)
+    if domain:
+        names = beliefs.mirror.catalog.domains
+        if domain not in names:
+            raise NotFoundError(f"domain={domain!r}: must be one of {', '.join(names) or 'none'}")
+        wanted_N &= beliefs.pool.domain_N == names.index(domain)
+    if band is not None:
+        wanted_N &= beliefs.bands_N == band
+    return np.flatnonzero(wanted_N)
+
+
+def prompt_states(beliefs: Beliefs, indices: Counts) -> Iterator[PromptState]:
+    """The state of the prompts at the given indices."""
+    mirror, belief = beliefs.mirror, beliefs.belief
+    alpha, beta = belief.alpha_N[indices], belief.beta_N[indices]
+    low, high = credible_interval(alpha, beta)
+    passes_N = mirror.total(PASSES)
+    for row, index in enumerate(indices.tolist()):
+        served = int(mirror.last_served_step_N[index])
+        yield PromptState(
+            index=index,
+            prompt_id=mirror.catalog.ids[index],
+            domain=mirror.catalog.domain(index),
+            band=Band(beliefs.bands_N[index]),
+            pass_rate=float(alpha[row] / (alpha[row] + beta[row])),
+            pass_rate_low=float(low[row]),
+            pass_rate_high=float(high[row]),
+            attempt_count=int(mirror.attempts_N[index]),
+            pass_count=int(passes_N[index]),
+            last_served_step=served if served >= 0 else None,
+            lease_expire_s=int(mirror.lease_N[index]) if beliefs.leased_N[index] else None,
+        )
+
+
+def find_prompt(mirror: Mirror, prompt_id: str) -> int:
+    """The prompt's index.
+
+    Raises:
+        NotFoundError: the pool has no such prompt.
+    """
+    index = mirror.catalog.index.get(prompt_id)
+    if index is None:
+        raise NotFoundError(f"prompt_id={prompt_id!r}: is not in the pool")
+    return index
+
+
+def history(mirror: Mirror, index: int) -> list[HistoryPoint]:
+    """The windows in which the prompt was attempted, oldest first."""
+    points = []
+    for window in mirror.document.windows:
+        cells = {
+            name: int(column[index])
+            if (column := mirror.columns.get((window.window, name))) is not None
+            else 0
+            for name in (ATTEMPTS, PASSES, REWARD_EXCESS, TOKENS)
+        }
+        attempts, passes = cells[ATTEMPTS], cells[PASSES]
+        if attempts:
+            position = (passes + cells[REWARD_EXCESS] / FIXED_POINT_SCALE) / attempts
+            low, high = mirror.config.reward_min, mirror.config.reward_max
+            reward = low + position * (high - low)
+            points.append(HistoryPoint(window, attempts, passes, reward, cells[TOKENS]))
+    return points
+
+
+def compare_boundary(
+    mirror: Mirror, before: tuple[int, int], after: tuple[int, int], ks: Sequence[int]
+) -> list[BoundaryPoint]:
+    """pass@k in two ranges of steps; windows count where they overlap a range.
+
+    Raises:
+        InvalidRequestError: a range that ends before it begins.
+    """
+    sums = [
+        _range_counts(mirror, name, ends) for name, ends in (("before", before), ("after", after))
+    ]
+    (attempts_before, passes_before), (attempts_after, passes_after) = sums
+    points = []
+    for k in ks:
+        both = (attempts_before >= k) & (attempts_after >= k)
+        count = int(both.sum())
+        rates = [
+            float(pass_at_k(attempts[both], passes[both], k).mean()) if count else 0.0
+            for attempts, passes in sums
+        ]
+        points.append(BoundaryPoint(k, count, *rates))
+    return points
+
+
+def _range_counts(mirror: Mirror, name: str, ends: tuple[int, int]) -> tuple[Counts, Counts]:
+    first, last = ends
+    if last < first:
+        raise InvalidRequestError(
+            f"{name}.last_policy_step={last}: must be at least first_policy_step={first}"
+        )
+    windows = [
+        w.window for w in mirror.document.windows if w.first_step <= last and w.last_step >= first
+    ]
+    empty = np.zeros(len(mirror.catalog), np.int64)
+    attempts, passes = (
+        sum((mirror.columns.get((w, column), empty) for w in windows), start=empty)
+        for column in (ATTEMPTS, PASSES)
+    )
+    return attempts, passes

@@ -1,0 +1,131 @@
+"""Checkpoints, rollback, published policies and changes of configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from curriculum_api.errors import (
+    AlreadyExistsError,
+    NotFoundError,
+    StateError,
+)
+
+from curriculum_server.engine.run import Run
+from curriculum_server.store.columns import column_names
+from curriculum_server.store.commit import Change
+from curriculum_server.store.document import CheckpointMark, Document
+from curriculum_server.store.load import load_record
+
+MAX_CHECKPOINTS = 256
+
+
+async def checkpoint(run: Run, name: str, step: int, timeline: int | None) -> Document:
+    """Close the newest window at `step` and keep the point. Repeating a name and step is harmless.
+
+    Raises:
+        AlreadyExistsError: the name is taken by another step.
+        StateError: counts of a later step are in the ledger already, or too many are kept.
+    """
+
+    def mark(document: Document) -> tuple[Document, Change] | None:
+        if timeline is not None:
+            run.check_timeline(timeline)
+        for known in document.checkpoints:
+            if known.name == name and known.policy_step != step:
+                raise AlreadyExistsError(
+                    f"checkpoint.name={name!r}: is the checkpoint at step {known.policy_step}"
+                )
+            if known.name == name:
+                return None
+        if len(document.checkpoints) >= MAX_CHECKPOINTS:
+            raise StateError(f"checkpoint: {MAX_CHECKPOINTS} are kept already")
+        if step < run.mirror.policy_step:
+            raise StateError(
+                f"checkpoint.policy_step={step}: must be at least {run.mirror.policy_step}, "
+                "the run's newest step"
+            )
+        run.check_step(step)
+        return document.with_checkpoint(name, step), Change("windows")
+
+    async with run.lock:
+        return await run.change_layout(mark)
+
+
+async def rollback(run: Run, request_id: str, checkpoint_name: str) -> tuple[int, int]:
+    """Return to a checkpoint: (new timeline, its policy step). A repeat changes nothing.
+
+    Raises:
+        NotFoundError: no checkpoint of that name is kept.
+        AlreadyExistsError: the request_id was used for another checkpoint.
+    """
+    record_key = run.keys.rollback(request_id)
+    async with run.lock:
+        known = await load_record(run.redis, record_key)
+        if known is not None:
+            return _repeated(request_id, checkpoint_name, known)
+
+        def return_to(document: Document) -> tuple[Document, Change]:
+            mark = _find(document, checkpoint_name)
+            rolled = document.rolled_back_to(mark)
+            record = [checkpoint_name, rolled.timeline, mark.policy_step]
+            names = column_names([c.name for c in run.mirror.config.channels])
+            dropped = [w.window for w in document.windows if w.window > mark.window]
+            fields = {"policy_step": str(mark.policy_step)}
+            fields |= {f"{name}:{w}": "" for w in dropped for name in ("groups", "mixed")}
+            deletes = [run.keys.column(w, name) for w in dropped for name in names]
+            return rolled, Change(
+                "reload",
+                records={record_key: json.dumps(record).encode()},
+                deletes=[run.keys.lease, *deletes],
+                meta_fields=fields,
+            )
+
+        document = await run.change_layout(return_to)
+        return document.timeline, document.checkpoints[-1].policy_step
+
+
+async def publish_policy(run: Run, step: int, uri: str) -> None:
+    """Note where the newest weights are; an older step than the known one changes nothing."""
+
+    def publish(document: Document) -> tuple[Document, Change] | None:
+        run.check_step(step)
+        known = -1 if document.policy_step is None else document.policy_step
+        if step < known or (step, uri) == (known, document.policy_uri):
+            return None
+        return replace(document, policy_step=step, policy_uri=uri), Change("windows")
+
+    async with run.lock:
+        await run.change_layout(publish)
+
+
+async def update_config(run: Run, changes: Mapping[str, Any]) -> None:
+    """Replace the given keys of the run's configuration."""
+
+    def update(document: Document) -> tuple[Document, Change] | None:
+        config = run.mirror.config.updated(changes)
+        if config == run.mirror.config:
+            return None
+        return replace(document, config=config.to_mapping()), Change("windows")
+
+    async with run.lock:
+        await run.change_layout(update)
+
+
+def _find(document: Document, name: str) -> CheckpointMark:
+    for mark in document.checkpoints:
+        if mark.name == name:
+            return mark
+    kept = ", ".join(repr(mark.name) for mark in document.checkpoints) or "none"
+    raise NotFoundError(f"checkpoint_name={name!r}: is not kept; kept are {kept}")
+
+
+def _repeated(request_id: str, checkpoint_name: str, known: bytes) -> tuple[int, int]:
+    name, timeline, step = json.loads(known)
+    if name != checkpoint_name:
+        raise AlreadyExistsError(
+            f"request_id={request_id!r}: was used to roll back to checkpoint {name!r}"
+        )
+    return timeline, step

@@ -1,0 +1,188 @@
+"""One run on this server: its mirror, kept up to date, and changes of its layout."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from curriculum_api.errors import ConflictError, InvalidRequestError, NotFoundError, OverloadedError
+from curriculum_api.limits import MAX_POLICY_STEP
+
+from curriculum_server.engine.catalog import Catalog
+from curriculum_server.engine.mirror import Mirror
+from curriculum_server.store.columns import column_names
+from curriculum_server.store.commit import Change, commit
+from curriculum_server.store.connection import Redis
+from curriculum_server.store.document import Document, Window
+from curriculum_server.store.keys import RunKeys
+from curriculum_server.store.load import (
+    EVENTS_PER_READ,
+    Catch,
+    Header,
+    catch_up,
+    load_chunks,
+    load_header,
+    load_snapshot,
+)
+
+MAX_STEP_ADVANCE = 10_000
+"""A step further ahead than this of the newest one is taken for a mistake (a time stamp, say)."""
+OPEN_WINDOWS = 8
+"""The newest windows take counts; older ones change no more, so that they can be merged."""
+CHUNKS_PER_READ = 64
+LAYOUT_TRIES = 20
+
+logger = logging.getLogger(__name__)
+
+Decide = Callable[[Document], tuple[Document, Change] | None]
+
+
+class Run:
+    """A run's mirror and its keys. `lock` guards the mirror: hold it from `sync` to the last use
+    of what was read."""
+
+    def __init__(self, redis: Redis, run_id: str) -> None:
+        self.redis = redis
+        self.keys = RunKeys(run_id)
+        self.lock = asyncio.Lock()
+        self._mirror: Mirror | None = None
+
+    @property
+    def run_id(self) -> str:
+        return self.keys.run_id
+
+    @property
+    def mirror(self) -> Mirror:
+        if self._mirror is None:
+            raise NotFoundError(f"run_id={self.run_id!r}: is not loaded")
+        return self._mirror
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._mirror is not None
+
+    async def sync(self, batch_key: str | None = None) -> Catch:
+        """Fold in every event there is; also reads the clock and, on the same trip, a batch.
+
+        Raises:
+            NotFoundError: there is no such run.
+        """
+        if self._mirror is None:
+            await self.reload()
+        while True:
+            mirror = self.mirror
+            catch = await catch_up(self.redis, self.keys, mirror.event_id, batch_key)
+            if not catch.exists:
+                self._mirror = None
+                raise _no_run(self.run_id)
+            if catch.gap:
+                logger.warning("mirror reloaded run=%s after=%s", self.run_id, mirror.event_id)
+                await self.reload()
+            elif await self._fold(catch):
+                return catch
+
+    async def reload(self) -> None:
+        """Read the whole run."""
+        header = await self._header()
+        known = self._mirror
+        same = known is not None and known.document.create_ms == header.document.create_ms
+        catalog = known.catalog if known is not None and same else Catalog()
+        names = column_names([c["name"] for c in header.document.config["channels"]])
+        snapshot = await load_snapshot(self.redis, self.keys, names)
+        if snapshot is None:
+            raise _no_run(self.run_id)
+        header, columns, lease = snapshot
+        await self._grow(catalog, header)
+        self._mirror = Mirror.from_snapshot(catalog, header, columns, lease)
+
+    async def change_layout(self, decide: Decide) -> Document:
+        """Commit what `decide` makes of the newest document; None from it changes nothing.
+
+        `decide` runs again on every newer document until a commit hits, so it holds all conditions.
+        The caller holds the lock.
+        """
+        for _ in range(LAYOUT_TRIES):
+            await self.sync()
+            decision = decide(self.mirror.document)
+            if decision is None:
+                return self.mirror.document
+            document, change = decision
+            if await commit(self.redis, self.keys, self.mirror.layout, document, change):
+                await self.sync()
+                return self.mirror.document
+        raise OverloadedError(f"run_id={self.run_id!r}: is changed by too many callers at once")
+
+    async def window_for(self, step: int) -> Window:
+        """The window that takes counts of `step`, opened if need be. The caller holds the lock."""
+        window_steps = self.mirror.config.window_steps
+
+        def open_window(document: Document) -> tuple[Document, Change] | None:
+            if document.window_for(step) is not None:
+                return None
+            return document.with_window_for(step, window_steps), Change("windows")
+
+        window = self.mirror.document.window_for(step)
+        if window is None:
+            window = (await self.change_layout(open_window)).window_for(step)
+        assert window is not None  # open_window's condition
+        return window
+
+    def check_step(self, step: int) -> None:
+        """Refuse a policy step that cannot be meant."""
+        windows = self.mirror.document.windows[-OPEN_WINDOWS:]
+        low = windows[0].first_step
+        high = min(self.mirror.policy_step + MAX_STEP_ADVANCE, MAX_POLICY_STEP)
+        if step < low:
+            raise InvalidRequestError(
+                f"policy_step={step}: must be in [{low}, {high}]; older windows are closed"
+            )
+        if step > high:
+            raise InvalidRequestError(
+                f"policy_step={step}: must be in [{low}, {high}], the run being at step "
+                f"{self.mirror.policy_step}"
+            )
+
+    def check_timeline(self, timeline: int) -> None:
+        """Fence off callers from before a rollback."""
+        document = self.mirror.document
+        if timeline > document.timeline:
+            raise InvalidRequestError(f"timeline={timeline}: must be {document.timeline}")
+        if timeline < document.timeline:
+            mark = document.checkpoints[-1]
+            raise ConflictError(
+                f"timeline={timeline}: must be {document.timeline}; the run was rolled back to "
+                f"checkpoint {mark.name!r} at step {mark.policy_step}: resume from there"
+            )
+
+    async def _header(self) -> Header:
+        header = await load_header(self.redis, self.keys)
+        if header is None:
+            self._mirror = None
+            raise _no_run(self.run_id)
+        return header
+
+    async def _fold(self, catch: Catch) -> bool:
+        """Apply events in order; False when more may be waiting."""
+        for event_id, event in catch.events:
+            if not self.mirror.apply(event):
+                if event[b"kind"] == b"reload":
+                    await self.reload()
+                    return False
+                header = await self._header()
+                await self._grow(self.mirror.catalog, header)
+                self.mirror.adopt_header(header)
+            self.mirror.event_id = event_id
+        return len(catch.events) < EVENTS_PER_READ
+
+    async def _grow(self, catalog: Catalog, header: Header) -> None:
+        document = header.document
+        while catalog.chunk_count < document.chunk_count:
+            stop = min(document.chunk_count, catalog.chunk_count + CHUNKS_PER_READ)
+            for chunk in await load_chunks(self.redis, self.keys, catalog.chunk_count, stop):
+                catalog.append_chunk(*chunk)
+                await asyncio.sleep(0)
+
+
+def _no_run(run_id: str) -> NotFoundError:
+    return NotFoundError(f"run_id={run_id!r}: there is no such run")

@@ -1,0 +1,30 @@
+"""Every Prometheus metric. The run is a label; a prompt never is."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+RPCS = Counter("curriculum_rpcs_total", "Calls answered", ["method", "code"])
+RPC_SECONDS = Histogram(
+    "curriculum_rpc_seconds",
+    "Time from a decoded call to its answer",
+    ["method"],
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 60),
+)
+PROMPTS_SERVED = Counter("curriculum_prompts_served_total", "Prompts leased", ["run", "reason"])
+ATTEMPTS = Counter("curriculum_attempts_total", "Attempts counted", ["run"])
+PASSES = Counter("curriculum_passes_total", "Passes counted", ["run"])
+GROUPS = Counter("curriculum_groups_total", "Groups completed", ["run"])
+MIXED_GROUPS = Counter(
+    "curriculum_mixed_groups_total", "Completed groups with a pass and a fail", ["run"]
+)
+DUPLICATE_REPORTS = Counter("curriculum_duplicate_reports_total", "Repeated reports", ["run"])
+POLICY_STEP = Gauge("curriculum_policy_step", "Newest policy step named", ["run"])
+POOL_PROMPTS = Gauge("curriculum_pool_prompts", "Prompts in the pool", ["run"])
+
+
+def forget_run(run_id: str) -> None:
+    """Drop the gauges of a deleted run."""
+    for gauge in (POLICY_STEP, POOL_PROMPTS):
+        if (run_id,) in gauge._metrics:
+            gauge.remove(run_id)

@@ -1,0 +1,49 @@
+"""What trainers' and probers' batches have in common."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from curriculum_api.limits import MAX_REQUEST_ID_BYTES
+from curriculum_api.v1 import batch_pb2
+
+from curriculum import Reason
+from curriculum_server import convert, metrics, validate
+from curriculum_server.engine.engine import Engine
+from curriculum_server.engine.reporting import report_outcomes
+from curriculum_server.engine.serving import BatchRequest, next_batch
+from curriculum_server.wire import encode_batch, length_delimited
+
+_BATCH_FIELD = 1
+"""Of NextBatchResponse and of LeaseProbesResponse."""
+
+
+async def lease(engine: Engine, run_id: str, wanted: BatchRequest) -> bytes:
+    """Lease a batch; the bytes of a response that holds it."""
+    run = engine.served(run_id).run
+    record = await next_batch(run, wanted)
+    for reason, served in Counter(record.slots["reason"].tolist()).items():
+        metrics.PROMPTS_SERVED.labels(run_id, Reason(reason).name.lower()).inc(served)
+    metrics.POLICY_STEP.labels(run_id).set(run.mirror.policy_step)
+    metrics.POOL_PROMPTS.labels(run_id).set(len(run.mirror.catalog))
+    return length_delimited(_BATCH_FIELD, encode_batch(record, run.mirror.catalog))
+
+
+async def count(engine: Engine, request: Any) -> batch_pb2.ReportReceipt:
+    """Count a ReportOutcomesRequest or a ReportProbesRequest."""
+    run_id = validate.run_id(request.run_id)
+    validate.request_id(request.request_id)
+    validate.text("batch_id", request.batch_id, MAX_REQUEST_ID_BYTES)
+    validate.outcomes(request.outcomes)
+    served = engine.served(run_id)
+    receipt = await report_outcomes(served.run, served.batches, convert.report_request(request))
+    if receipt.duplicate:
+        metrics.DUPLICATE_REPORTS.labels(run_id).inc()
+    else:
+        metrics.ATTEMPTS.labels(run_id).inc(receipt.attempt_count)
+        metrics.PASSES.labels(run_id).inc(receipt.pass_count)
+        metrics.GROUPS.labels(run_id).inc(receipt.completed_group_count)
+        metrics.MIXED_GROUPS.labels(run_id).inc(receipt.mixed_group_count)
+    engine.warm(run_id)
+    return convert.receipt_message(receipt)

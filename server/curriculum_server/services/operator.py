@@ -1,0 +1,154 @@
+"""What an operator calls."""
+
+from __future__ import annotations
+
+import base64
+
+import numpy as np
+from curriculum_api.errors import InvalidRequestError
+from curriculum_api.limits import MAX_DOMAIN_BYTES, MAX_GROUP_SIZE, MAX_PROMPT_ID_BYTES
+from curriculum_api.v1 import operator_service_pb2 as pb
+from curriculum_api.v1 import prompt_pb2, run_pb2, stats_pb2
+
+from curriculum import Band
+from curriculum_server import convert, metrics, validate
+from curriculum_server.engine import inspection, lifecycle
+from curriculum_server.engine.config import RunConfig
+from curriculum_server.engine.engine import Engine
+from curriculum_server.engine.growing import add_prompts
+from curriculum_server.engine.run import Run
+
+DEFAULT_KS = (1, 2, 4, 8)
+MAX_KS = 16
+
+
+class OperatorService:
+    """Creates runs, fills their pools and shows how difficulty moves."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def CreateRun(self, request: pb.CreateRunRequest) -> pb.CreateRunResponse:
+        run_id = validate.run_id(request.run_id)
+        config = RunConfig.from_mapping(convert.config_changes(request.config))
+        run = await self._engine.create(run_id, config)
+        return pb.CreateRunResponse(run=convert.run_message(run_id, run.mirror))
+
+    async def GetRun(self, request: pb.GetRunRequest) -> pb.GetRunResponse:
+        return pb.GetRunResponse(run=await self._shown(self._run(request.run_id)))
+
+    async def ListRuns(self, request: pb.ListRunsRequest) -> pb.ListRunsResponse:
+        size = validate.page_size(request.page_size)
+        runs, after = await self._engine.page(_decode_token(request.page_token), size)
+        shown = [convert.run_message(run.run_id, run.mirror) for run in runs]
+        return pb.ListRunsResponse(runs=shown, next_page_token=_encode_token(after))
+
+    async def UpdateRun(self, request: pb.UpdateRunRequest) -> pb.UpdateRunResponse:
+        run = self._run(request.run_id)
+        await lifecycle.update_config(run, convert.config_changes(request.config))
+        return pb.UpdateRunResponse(run=await self._shown(run))
+
+    async def DeleteRun(self, request: pb.DeleteRunRequest) -> pb.DeleteRunResponse:
+        await self._engine.delete(validate.run_id(request.run_id))
+        metrics.forget_run(request.run_id)
+        return pb.DeleteRunResponse()
+
+    async def AddPrompts(self, request: pb.AddPromptsRequest) -> pb.AddPromptsResponse:
+        run = self._run(request.run_id)
+        prompts = list(request.prompts)
+        validate.prompts(prompts)
+        added = await add_prompts(run, convert.new_prompts(prompts))
+        return pb.AddPromptsResponse(
+            added_count=added.added_count,
+            existing_count=added.existing_count,
+            prompt_count=added.prompt_count,
+        )
+
+    async def ListPrompts(self, request: pb.ListPromptsRequest) -> pb.ListPromptsResponse:
+        run = self._run(request.run_id)
+        size = validate.page_size(request.page_size)
+        validate.text("domain", request.domain, MAX_DOMAIN_BYTES, empty=True)
+        band = _band(request.band) if request.HasField("band") else None
+        start = _decode_token(request.page_token)
+        if start and not start.isdecimal():
+            raise InvalidRequestError("page_token: must come from the page before")
+        async with run.lock:
+            beliefs = await inspection.believe(run)
+            found = inspection.matching(beliefs, request.domain, band)
+            page = found[found >= int(start or 0)][: size + 1]
+            states = list(inspection.prompt_states(beliefs, page[:size]))
+        after = str(page[size]) if len(page) > size else ""
+        shown = [convert.state_message(state) for state in states]
+        return pb.ListPromptsResponse(prompts=shown, next_page_token=_encode_token(after))
+
+    async def GetPrompt(self, request: pb.GetPromptRequest) -> pb.GetPromptResponse:
+        run = self._run(request.run_id)
+        validate.text("prompt_id", request.prompt_id, MAX_PROMPT_ID_BYTES)
+        async with run.lock:
+            beliefs = await inspection.believe(run)
+            index = inspection.find_prompt(run.mirror, request.prompt_id)
+            (state,) = inspection.prompt_states(beliefs, np.array([index]))
+            points = inspection.history(run.mirror, index)
+        return pb.GetPromptResponse(
+            prompt=prompt_pb2.Prompt.FromString(run.mirror.catalog.messages[index]),
+            state=convert.state_message(state),
+            history=[convert.history_message(point) for point in points],
+        )
+
+    async def GetStats(self, request: pb.GetStatsRequest) -> pb.GetStatsResponse:
+        run = self._run(request.run_id)
+        async with run.lock:
+            stats = convert.stats_message(await inspection.believe(run))
+        return pb.GetStatsResponse(stats=stats)
+
+    async def CompareBoundary(
+        self, request: pb.CompareBoundaryRequest
+    ) -> pb.CompareBoundaryResponse:
+        run = self._run(request.run_id)
+        validate.count("len(ks)", len(request.ks), 0, MAX_KS)
+        ks = [validate.count("ks", k, 1, MAX_GROUP_SIZE) for k in request.ks] or DEFAULT_KS
+        before, after = _steps(request.before), _steps(request.after)
+        async with run.lock:
+            await run.sync()
+            points = inspection.compare_boundary(run.mirror, before, after, ks)
+        return pb.CompareBoundaryResponse(
+            points=[
+                stats_pb2.BoundaryPoint(
+                    k=p.k,
+                    prompt_count=p.prompt_count,
+                    before_pass_at_k=p.before,
+                    after_pass_at_k=p.after,
+                )
+                for p in points
+            ]
+        )
+
+    def _run(self, run_id: str) -> Run:
+        return self._engine.served(validate.run_id(run_id)).run
+
+    async def _shown(self, run: Run) -> run_pb2.Run:
+        async with run.lock:
+            await run.sync()
+            return convert.run_message(run.run_id, run.mirror)
+
+
+def _steps(message: stats_pb2.StepRange) -> tuple[int, int]:
+    return message.first_policy_step, message.last_policy_step
+
+
+def _band(value: int) -> Band:
+    known: dict[int, Band] = {prompt_pb2.Band.Value(f"BAND_{band.name}"): band for band in Band}
+    if value not in known:
+        raise InvalidRequestError(f"band={value}: must be one of {', '.join(map(str, known))}")
+    return known[value]
+
+
+def _encode_token(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode()).decode()
+
+
+def _decode_token(token: str) -> str:
+    try:
+        return base64.urlsafe_b64decode(token.encode()).decode()
+    except ValueError as error:
+        raise InvalidRequestError("page_token: must come from the page before") from error

@@ -1,0 +1,40 @@
+"""The columns of a window: names, cell types and fixed-point scales.
+
+`reward_excess` and `reward_sq_excess` hold what a reward adds to the plain count of passes: the sum
+of (x - pass) and (x² - pass), x being the reward's position in the run's range. Rewards of 0 and 1
+add nothing, so runs with a binary verifier neither write nor store these columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+ATTEMPTS = "attempts"
+PASSES = "passes"
+REWARD_EXCESS = "reward_excess"
+REWARD_SQ_EXCESS = "reward_sq_excess"
+TOKENS = "tokens"
+SERVED = "served"
+"""Policy step of the window's last serving of the prompt, plus 1; 0 = not served in it."""
+
+SIGNED = frozenset({REWARD_EXCESS, REWARD_SQ_EXCESS})
+FIXED_POINT_SCALE = 1 << 14
+"""Resolution of rewards and channels; a u32 cell then holds 262,144 attempts at full scale."""
+
+
+def channel(name: str) -> str:
+    """The column of a declared channel."""
+    return f"ch:{name}"
+
+
+def cell_dtype(name: str) -> np.dtype[np.signedinteger | np.unsignedinteger]:
+    """The packed type of a column's cells in Redis."""
+    return np.dtype(">i4") if name in SIGNED else np.dtype(">u4")
+
+
+def column_names(channels: Sequence[str]) -> list[str]:
+    """Every column that a window of a run with these channels may have."""
+    counts = [ATTEMPTS, PASSES, REWARD_EXCESS, REWARD_SQ_EXCESS, TOKENS, SERVED]
+    return counts + [channel(name) for name in channels]

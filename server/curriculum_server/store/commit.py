@@ -1,0 +1,105 @@
+"""Changing a run's layout: its document, pool, windows or timeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from curriculum_server.store.connection import Argument, Redis, store_errors
+from curriculum_server.store.document import Document
+from curriculum_server.store.keys import RUN_INDEX, RunKeys
+
+EVENT_STREAM_LENGTH = 1_024
+"""Events kept for replicas that lag, some 25 KB each; one that lags further reloads."""
+RECORD_TTL_S = 24 * 3600
+
+_CREATE = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+local now = redis.call('TIME')
+local doc = string.gsub(ARGV[1], '"create_ms":0', '"create_ms":' .. now[1] .. string.format('%03d', math.floor(now[2] / 1000)), 1)
+redis.call('HSET', KEYS[1], 'doc', doc, 'layout', '1', 'policy_step', '0')
+redis.call('XADD', KEYS[2], '*', 'kind', 'created')
+return 1
+"""
+
+_COMMIT = """
+local layout = redis.call('HGET', KEYS[1], 'layout')
+if layout ~= ARGV[1] then return layout and 'stale' or 'gone' end
+local set_count, field_count = tonumber(ARGV[5]), tonumber(ARGV[6])
+redis.call('HSET', KEYS[1], 'doc', ARGV[4], 'layout', string.format('%d', layout + 1))
+for i = 1, set_count do
+  local ttl = tonumber(ARGV[5 + 2 * i])
+  redis.call('SET', KEYS[2 + i], ARGV[6 + 2 * i])
+  if ttl > 0 then redis.call('EXPIRE', KEYS[2 + i], ttl) end
+end
+for i = 3 + set_count, #KEYS do redis.call('UNLINK', KEYS[i]) end
+local base = 6 + 2 * set_count
+for i = 1, field_count do
+  local name, value = ARGV[base + 2 * i - 1], ARGV[base + 2 * i]
+  if value == '' then redis.call('HDEL', KEYS[1], name) else redis.call('HSET', KEYS[1], name, value) end
+end
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'kind', ARGV[2])
+return 'ok'
+"""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a commit does besides replacing the document."""
+
+    kind: str
+    """"windows" (only the document changed), "prompts" (chunks came) or "reload"."""
+    sets: Mapping[str, bytes] = field(default_factory=dict)
+    records: Mapping[str, bytes] = field(default_factory=dict)
+    """Like sets, but with a time to live."""
+    deletes: Sequence[str] = ()
+    meta_fields: Mapping[str, str] = field(default_factory=dict)
+    """Fields of the meta hash beside the document; an empty value removes the field."""
+
+
+async def create_run(redis: Redis, keys: RunKeys, document: Document) -> bool:
+    """Create the run unless it is there; True when this call made it. Safe to repeat."""
+    with store_errors():
+        made = await redis.eval(_CREATE, 2, keys.meta, keys.events, document.to_json())
+        # A second key on another slot: repeated by every create, so that a crash between is mended.
+        await redis.zadd(RUN_INDEX, {keys.run_id: 0})
+    return bool(made)
+
+
+async def commit(
+    redis: Redis, keys: RunKeys, layout: int, document: Document, change: Change
+) -> bool:
+    """Replace the document and apply the change if the run still has this layout.
+
+    Returns False when it has another one or is gone: the caller reads again and decides anew.
+    """
+    sets = [(key, 0, value) for key, value in change.sets.items()]
+    sets += [(key, RECORD_TTL_S, value) for key, value in change.records.items()]
+    head: list[Argument] = [layout, change.kind, EVENT_STREAM_LENGTH, document.to_json()]
+    counts: list[Argument] = [len(sets), len(change.meta_fields)]
+    values: list[Argument] = [part for _, ttl, value in sets for part in (ttl, value)]
+    fields: list[Argument] = [part for item in change.meta_fields.items() for part in item]
+    names = [keys.meta, keys.events, *(key for key, _, _ in sets), *change.deletes]
+    with store_errors():
+        reply = await redis.eval(_COMMIT, len(names), *names, *head, *counts, *values, *fields)
+    return bool(reply == b"ok")
+
+
+async def delete_run(redis: Redis, keys: RunKeys) -> bool:
+    """Remove every key of the run; True when there was one. The meta key goes first: from then on
+    scripts refuse the run, and what a crash leaves behind is found by its prefix."""
+    with store_errors():
+        existed = await redis.unlink(keys.meta)
+        await redis.zrem(RUN_INDEX, keys.run_id)
+        pattern = keys.prefix.replace("[", "\\[")
+        async for key in redis.scan_iter(match=f"{pattern}*", count=1000):
+            await redis.unlink(key)
+    return bool(existed)
+
+
+async def list_runs(redis: Redis, after: str, limit: int) -> list[str]:
+    """Run ids by name, after the given one."""
+    start = f"({after}" if after else "-"
+    with store_errors():
+        names = await redis.zrangebylex(RUN_INDEX, start, "+", 0, limit)
+    return [bytes(name).decode() for name in names]

@@ -1,0 +1,126 @@
+"""Reading a run: its snapshot, and its events since."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from curriculum_server.store.connection import Redis, store_errors
+from curriculum_server.store.document import Document
+from curriculum_server.store.keys import RunKeys
+
+EVENTS_PER_READ = 2_000
+
+
+@dataclass(frozen=True)
+class Header:
+    """A run's meta hash and where its stream stands, read at one moment."""
+
+    document: Document
+    layout: int
+    policy_step: int
+    groups: Mapping[int, tuple[int, int]]
+    """By window: (completed groups, mixed groups)."""
+    event_id: bytes
+
+
+@dataclass(frozen=True)
+class Catch:
+    """What `catch_up` read, at one moment."""
+
+    exists: bool
+    events: list[tuple[bytes, dict[bytes, bytes]]]
+    gap: bool
+    """Events between were dropped from the stream: only a reload helps."""
+    now_s: int
+    batch: tuple[bytes, int] | None
+
+
+async def load_header(redis: Redis, keys: RunKeys) -> Header | None:
+    """The run's meta hash; None when there is no such run."""
+    with store_errors():
+        async with redis.pipeline(transaction=True) as pipe:
+            pipe.hgetall(keys.meta)
+            pipe.xrevrange(keys.events, count=1)
+            meta, last = await pipe.execute()
+    return _header(meta, last) if meta else None
+
+
+async def load_snapshot(
+    redis: Redis, keys: RunKeys, columns: list[str]
+) -> tuple[Header, dict[tuple[int, str], bytes], bytes] | None:
+    """Header, columns by (window, name) and leases as of one event; None when the run is gone.
+
+    The keys to read follow from the document, so it is read first and the read repeated until
+    nothing moved between.
+    """
+    while (expected := await load_header(redis, keys)) is not None:
+        wanted = [(w.window, name) for w in expected.document.windows for name in columns]
+        with store_errors():
+            async with redis.pipeline(transaction=True) as pipe:
+                pipe.hgetall(keys.meta)
+                pipe.xrevrange(keys.events, count=1)
+                pipe.get(keys.lease)
+                for window, name in wanted:
+                    pipe.get(keys.column(window, name))
+                meta, last, lease, *cells = await pipe.execute()
+        if meta and int(meta[b"layout"]) == expected.layout:
+            found = {at: blob for at, blob in zip(wanted, cells, strict=True) if blob}
+            return _header(meta, last), found, lease or b""
+    return None
+
+
+async def load_chunks(
+    redis: Redis, keys: RunKeys, first: int, stop: int
+) -> list[tuple[bytes | None, bytes | None]]:
+    """(catalog, payload) of each chunk in [first, stop)."""
+    with store_errors():
+        async with redis.pipeline(transaction=False) as pipe:
+            for chunk in range(first, stop):
+                pipe.get(keys.catalog(chunk))
+                pipe.get(keys.payload(chunk))
+            blobs = await pipe.execute()
+    return list(zip(blobs[::2], blobs[1::2], strict=True))
+
+
+async def load_record(redis: Redis, key: str) -> bytes | None:
+    """A record kept for idempotency."""
+    with store_errors():
+        return cast("bytes | None", await redis.get(key))
+
+
+async def catch_up(
+    redis: Redis, keys: RunKeys, after: bytes, batch_key: str | None = None
+) -> Catch:
+    """Events after the given one, the store's clock, and a batch record on the same trip."""
+    with store_errors():
+        async with redis.pipeline(transaction=True) as pipe:
+            pipe.exists(keys.meta)
+            pipe.time()
+            pipe.xrange(keys.events, min=b"(" + after, count=EVENTS_PER_READ)
+            pipe.xrange(keys.events, count=1)
+            if batch_key:
+                pipe.hmget(batch_key, ["slots", "expire"])
+            exists, now, events, oldest, *batch = await pipe.execute()
+    gap = not oldest or _order(oldest[0][0]) > _order(after)
+    record = (batch[0][0], int(batch[0][1])) if batch and batch[0][0] else None
+    return Catch(bool(exists), events, gap, int(now[0]), record)
+
+
+def _order(event_id: bytes) -> tuple[int, int]:
+    milliseconds, sequence = event_id.split(b"-")
+    return int(milliseconds), int(sequence)
+
+
+def _header(meta: dict[bytes, Any], last: list[tuple[bytes, Any]]) -> Header:
+    document = Document.from_json(meta[b"doc"])
+    groups = {
+        w.window: (
+            int(meta.get(b"groups:%d" % w.window, 0)),
+            int(meta.get(b"mixed:%d" % w.window, 0)),
+        )
+        for w in document.windows
+    }
+    event_id = last[0][0] if last else b"0-0"
+    return Header(document, int(meta[b"layout"]), int(meta[b"policy_step"]), groups, event_id)

@@ -1,0 +1,101 @@
+"""Bounds of single fields. What depends on a run's state is checked by the engine."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+from curriculum_api import limits
+from curriculum_api.errors import InvalidRequestError
+from curriculum_api.v1 import batch_pb2, prompt_pb2
+
+RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def run_id(value: str) -> str:
+    if not RUN_ID.fullmatch(value):
+        allowed = "1 to 64 characters of a-z, A-Z, 0-9, '.', '_' and '-'"
+        raise InvalidRequestError(f"run_id={_shown(value)}: must be {allowed}")
+    return value
+
+
+def text(name: str, value: str, max_bytes: int, *, empty: bool = False) -> str:
+    size = len(value.encode())
+    if size > max_bytes or not (size or empty):
+        least = 0 if empty else 1
+        raise InvalidRequestError(
+            f"{name}={_shown(value)}: must be {least} to {max_bytes} bytes, is {size}"
+        )
+    return value
+
+
+def request_id(value: str) -> str:
+    return text("request_id", value, limits.MAX_REQUEST_ID_BYTES)
+
+
+def count(name: str, value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise InvalidRequestError(f"{name}={value}: must be in [{low}, {high}]")
+    return value
+
+
+def page_size(value: int) -> int:
+    return count("page_size", value, 0, 1000) or 100
+
+
+def prompts(values: list[prompt_pb2.Prompt]) -> None:
+    count("len(prompts)", len(values), 1, limits.MAX_ADD_PROMPTS)
+    seen: set[str] = set()
+    for row, value in enumerate(values):
+        _prompt(f"prompts[{row}]", value)
+        if value.prompt_id in seen:
+            raise InvalidRequestError(
+                f"prompts[{row}].prompt_id={_shown(value.prompt_id)}: must occur once in a request"
+            )
+        seen.add(value.prompt_id)
+
+
+def outcomes(value: batch_pb2.Outcomes) -> None:
+    rows = len(value.slots)
+    count("len(outcomes.slots)", rows, 1, limits.MAX_REPORT_ATTEMPTS)
+    _length("outcomes.rewards", len(value.rewards), rows)
+    if value.token_counts:
+        _length("outcomes.token_counts", len(value.token_counts), rows)
+    for name, channel in value.channels.items():
+        _length(f"outcomes.channels[{_shown(name)}].values", len(channel.values), rows)
+
+
+def _prompt(name: str, value: prompt_pb2.Prompt) -> None:
+    text(f"{name}.prompt_id", value.prompt_id, limits.MAX_PROMPT_ID_BYTES)
+    text(f"{name}.domain", value.domain, limits.MAX_DOMAIN_BYTES)
+    size = len(value.text.encode()) + len(value.payload_json.encode())
+    count(f"{name}: bytes of text and payload_json", size, 0, limits.MAX_PROMPT_BYTES)
+    if value.payload_json:
+        _json_object(f"{name}.payload_json", value.payload_json)
+    count(f"len({name}.tags)", len(value.tags), 0, limits.MAX_TAGS)
+    for tag in value.tags:
+        text(f"{name}.tags", tag, limits.MAX_TAG_BYTES)
+    count(f"len({name}.features)", len(value.features), 0, limits.MAX_FEATURES)
+    for key, number in value.features.items():
+        text(f"{name}.features", key, limits.MAX_TAG_BYTES)
+        if not math.isfinite(number):
+            raise InvalidRequestError(f"{name}.features[{_shown(key)}]={number}: must be finite")
+
+
+def _json_object(name: str, value: str) -> None:
+    try:
+        parsed = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"{name}={_shown(value)}: must be JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise InvalidRequestError(f"{name}={_shown(value)}: must be a JSON object")
+
+
+def _length(name: str, length: int, rows: int) -> None:
+    if length != rows:
+        raise InvalidRequestError(f"len({name})={length}: must be {rows}, as outcomes.slots")
+
+
+def _shown(value: str) -> str:
+    return repr(value if len(value) <= 64 else value[:61] + "...")
