@@ -1,0 +1,49 @@
+import pickle
+
+import pytest
+
+from curriculum import InvalidInputError, SelectionConfig
+
+
+def test_a_configuration_survives_its_mapping_and_pickling():
+    config = SelectionConfig(strategy="thompson", domain_shares={"math": 0.5}, rest_steps=0)
+    assert SelectionConfig.from_mapping(config.to_mapping()) == config
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert SelectionConfig.from_mapping({}) == SelectionConfig()
+
+
+def test_a_whole_float_is_taken_for_a_count():
+    assert SelectionConfig.from_mapping({"group_size": 16.0}).group_size == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("strategy", "best", "strategy='best': must be one of edge, thompson, uniform"),
+        ("group_size", 1, r"group_size=1: must be in \[2, 1024\]"),
+        ("group_size", 8.5, "group_size=8.5: must be a whole number"),
+        ("group_size", True, "group_size=True: must be a whole number"),
+        ("discount", 0.0, r"discount=0.0: must be in \(0, 1\]"),
+        ("optimism", -1.0, "optimism=-1.0: must be >= 0"),
+        ("optimism", "high", "optimism='high': must be a finite number"),
+        ("sharpness", float("nan"), "sharpness=nan: must be a finite number"),
+        ("rest_steps", -1, "rest_steps=-1: must be >= 0"),
+        ("review_share", 1.4, r"review_share=1.4: must be in \[0, 1\]"),
+        ("reach_share", None, r"reach_share=None: must be in \[0, 1\]"),
+        ("reach_attempt_factor", 0, "reach_attempt_factor=0: must be >= 1"),
+        ("candidate_ratio", 0, "candidate_ratio=0: must be >= 1"),
+        ("edge_low", 0.97, r"edge_high=0.95: must be in \(edge_low, 1\)"),
+        ("domain_shares", {"math": 0.7, "code": 0.4}, "domain_shares=1.1"),
+        ("domain_shares", {"math": -0.1}, r"domain_shares\[math\]=-0.1: must be in \[0, 1\]"),
+        ("domain_shares", [], r"domain_shares=\[\]: must be a table"),
+        ("colour", "red", "key='colour': must be one of strategy, group_size, discount"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(name, value, message):
+    with pytest.raises(InvalidInputError, match=message):
+        SelectionConfig.from_mapping({name: value})
+
+
+def test_shares_that_exceed_the_batch_together_are_refused():
+    with pytest.raises(InvalidInputError, match="review_share"):
+        SelectionConfig(review_share=0.6, reach_share=0.6)
