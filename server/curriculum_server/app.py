@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from curriculum_api.errors import CurriculumError, StateError
-from curriculum_api.limits import MAX_MESSAGE_BYTES
-from curriculum_api.v1 import operator_service_pb2, probe_service_pb2, trainer_service_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from curriculum_api.errors import CurriculumError, StateError
+from curriculum_api.limits import MAX_MESSAGE_BYTES
+from curriculum_api.v1 import operator_service_pb2, probe_service_pb2, trainer_service_pb2
 from curriculum_server import logs
 from curriculum_server.config import ServerConfig, read_config, split_address
 from curriculum_server.engine.engine import Engine

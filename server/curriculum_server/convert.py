@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from curriculum_api.errors import InvalidRequestError
-from curriculum_api.v1 import batch_pb2, prompt_pb2, run_pb2, stats_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from curriculum_api.errors import InvalidRequestError
+from curriculum_api.v1 import batch_pb2, prompt_pb2, run_pb2, stats_pb2
 from curriculum_server.engine import inspection
 from curriculum_server.engine.config import RunConfig
 from curriculum_server.engine.growing import NewPrompt
@@ -19,6 +19,7 @@ from curriculum_server.engine.reporting import Attempts, ReportRequest, report_d
 from curriculum_server.store.columns import ATTEMPTS, PASSES
 from curriculum_server.store.document import Document
 from curriculum_server.store.reports import Receipt
+from curriculum_server.wire import prompt_field
 
 
 def config_changes(message: run_pb2.RunConfig) -> dict[str, Any]:
@@ -73,7 +74,8 @@ def policy_message(document: Document) -> run_pb2.Policy | None:
 
 def new_prompts(messages: list[prompt_pb2.Prompt]) -> list[NewPrompt]:
     return [
-        NewPrompt(m.prompt_id, m.domain, m.SerializeToString(deterministic=True)) for m in messages
+        NewPrompt(m.prompt_id, m.domain, prompt_field(m.SerializeToString(deterministic=True)))
+        for m in messages
     ]
 
 

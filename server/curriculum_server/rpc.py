@@ -9,16 +9,16 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
 from curriculum_api.errors import (
     STATUS_NAMES,
     CurriculumError,
     DeadlineError,
     InvalidRequestError,
 )
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from google.protobuf.message import DecodeError, Message
-from google.protobuf.message_factory import GetMessageClass
-
 from curriculum_server import metrics
 
 REQUEST_LIMIT_S = 60.0

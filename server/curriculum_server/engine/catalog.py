@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Sequence
 
 import numpy as np
-from curriculum_api.errors import CorruptStateError
 from numpy.typing import NDArray
 
-_LENGTH = struct.Struct(">I")
+from curriculum_api.errors import CorruptStateError
+from curriculum_server.wire import split_prompt_fields
 
 
 class Catalog:
@@ -19,8 +18,8 @@ class Catalog:
     def __init__(self) -> None:
         self.ids: list[str] = []
         self.index: dict[str, int] = {}
-        self.messages: list[bytes] = []
-        """Each prompt's `Prompt` message, encoded once and served as it is."""
+        self.fields: list[bytes] = []
+        """Each prompt as a `prompt_field`, encoded once and served as it is."""
         self.chunk_count = 0
         self.domains: list[str] = []
         self._domain_index: dict[str, int] = {}
@@ -49,8 +48,8 @@ class Catalog:
         if catalog is None or payload is None:
             raise CorruptStateError(f"a chunk of prompts behind {len(self)} is missing")
         entries = json.loads(catalog)
-        messages = _split(payload)
-        if not len(entries["ids"]) == len(entries["domains"]) == len(messages):
+        fields = list(split_prompt_fields(payload))
+        if not len(entries["ids"]) == len(entries["domains"]) == len(fields):
             raise CorruptStateError(f"a chunk of prompts behind {len(self)} is incomplete")
         for prompt_id, domain in zip(entries["ids"], entries["domains"], strict=True):
             self.index[prompt_id] = len(self.ids)
@@ -58,24 +57,13 @@ class Catalog:
             self._domain_of.append(self._domain_index.setdefault(domain, len(self.domains)))
             if self._domain_of[-1] == len(self.domains):
                 self.domains.append(domain)
-        self.messages += messages
+        self.fields += fields
         self.chunk_count += 1
 
 
 def encode_chunk(
-    ids: Sequence[str], domains: Sequence[str], messages: Sequence[bytes]
+    ids: Sequence[str], domains: Sequence[str], fields: Sequence[bytes]
 ) -> tuple[bytes, bytes]:
     """The stored form of a chunk: (catalog, payload)."""
     catalog = json.dumps({"ids": list(ids), "domains": list(domains)}, separators=(",", ":"))
-    payload = b"".join(part for m in messages for part in (_LENGTH.pack(len(m)), m))
-    return catalog.encode(), payload
-
-
-def _split(payload: bytes) -> list[bytes]:
-    messages, at = [], 0
-    while at < len(payload):
-        (length,) = _LENGTH.unpack_from(payload, at)
-        at += _LENGTH.size
-        messages.append(payload[at : at + length])
-        at += length
-    return messages
+    return catalog.encode(), b"".join(fields)

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from curriculum import InvalidInputError, SelectionConfig
 from curriculum_api.errors import InvalidRequestError, StateError
 from curriculum_api.limits import MAX_CHANNELS
-
-from curriculum import InvalidInputError, SelectionConfig
 from curriculum_server.store.batches import MAX_SLOT_ATTEMPTS
 
 CHANNEL_NAME = re.compile(r"[a-z0-9_]{1,64}")

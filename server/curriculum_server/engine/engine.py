@@ -7,7 +7,6 @@ import logging
 from dataclasses import dataclass, field
 
 from curriculum_api.errors import AlreadyExistsError, CurriculumError, NotFoundError
-
 from curriculum_server.engine.config import RunConfig
 from curriculum_server.engine.reporting import BatchCache
 from curriculum_server.engine.run import Run
@@ -118,6 +117,7 @@ class Engine:
         try:
             async with run.lock:
                 await run.sync()
+                await run.prepare_next()
         except NotFoundError:
             self.forget(run.run_id)
         except CurriculumError as error:

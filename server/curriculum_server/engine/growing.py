@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from curriculum_api.errors import AlreadyExistsError, InvalidRequestError
 from curriculum_api.limits import MAX_DOMAINS
-
 from curriculum_server.engine.catalog import encode_chunk
 from curriculum_server.engine.run import Run
 from curriculum_server.store.commit import Change
@@ -19,11 +18,11 @@ MAX_POOL_PROMPTS = (1 << 32) - 1
 
 @dataclass(frozen=True)
 class NewPrompt:
-    """A prompt to add: its id, domain and encoded `Prompt` message."""
+    """A prompt to add: its id, domain and encoded `prompt_field`."""
 
     prompt_id: str
     domain: str
-    message: bytes
+    field: bytes
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def _unknown(run: Run, prompts: Sequence[NewPrompt]) -> list[NewPrompt]:
         index = catalog.index.get(prompt.prompt_id)
         if index is None:
             fresh.append(prompt)
-        elif catalog.messages[index] != prompt.message:
+        elif catalog.fields[index] != prompt.field:
             raise AlreadyExistsError(
                 f"prompts.prompt_id={prompt.prompt_id!r}: is in the pool with other content"
             )
@@ -85,4 +84,4 @@ def _check_room(run: Run, fresh: Sequence[NewPrompt]) -> None:
 
 
 def _parts(prompt: NewPrompt) -> tuple[str, str, bytes]:
-    return prompt.prompt_id, prompt.domain, prompt.message
+    return prompt.prompt_id, prompt.domain, prompt.field

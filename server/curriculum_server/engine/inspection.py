@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from curriculum_api.errors import InvalidRequestError, NotFoundError
 from numpy.typing import NDArray
 
 from curriculum import Band, Belief, Pool, classify_bands, credible_interval, pass_at_k, posterior
+from curriculum_api.errors import InvalidRequestError, NotFoundError
 from curriculum_server.engine.mirror import Mirror
 from curriculum_server.engine.run import Run
 from curriculum_server.store.columns import (
@@ -82,9 +82,9 @@ class BoundaryPoint:
 
 async def believe(run: Run) -> Beliefs:
     """Everything believed now. Hold the run's lock from here to the last use."""
-    catch = await run.sync()
+    await run.sync()
     mirror = run.mirror
-    pool = mirror.pool(mirror.policy_step, catch.now_s)
+    pool = mirror.pool(mirror.policy_step, run.now_s())
     prior = mirror.prepared(pool).prior
     belief = posterior(pool.successes_N, pool.failures_N, *prior.at(pool.domain_N))
     selection = mirror.config.selection
@@ -156,9 +156,7 @@ def history(mirror: Mirror, index: int) -> list[HistoryPoint]:
     points = []
     for window in mirror.document.windows:
         cells = {
-            name: int(column[index])
-            if (column := mirror.columns.get((window.window, name))) is not None
-            else 0
+            name: int(mirror.column(window.window, name)[index])
             for name in (ATTEMPTS, PASSES, REWARD_EXCESS, TOKENS)
         }
         attempts, passes = cells[ATTEMPTS], cells[PASSES]
@@ -178,10 +176,8 @@ def compare_boundary(
     Raises:
         InvalidRequestError: a range that ends before it begins.
     """
-    sums = [
-        _range_counts(mirror, name, ends) for name, ends in (("before", before), ("after", after))
-    ]
-    (attempts_before, passes_before), (attempts_after, passes_after) = sums
+    sums = [_range_counts(mirror, "before", before), _range_counts(mirror, "after", after)]
+    attempts_before, attempts_after = (attempts for attempts, _ in sums)
     points = []
     for k in ks:
         both = (attempts_before >= k) & (attempts_after >= k)

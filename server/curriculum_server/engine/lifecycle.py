@@ -12,7 +12,6 @@ from curriculum_api.errors import (
     NotFoundError,
     StateError,
 )
-
 from curriculum_server.engine.run import Run
 from curriculum_server.store.columns import column_names
 from curriculum_server.store.commit import Change

@@ -6,7 +6,7 @@ numbers to the bit, however they came by them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from curriculum import Pool, Prepared, discount_weights, discounted_counts, prepare
 from curriculum_server.engine.catalog import Catalog
 from curriculum_server.engine.config import RunConfig
-from curriculum_server.store.batches import SLOT_DTYPE
-from curriculum_server.store.columns import ATTEMPTS, PASSES, SERVED, cell_dtype
-from curriculum_server.store.document import Document
+from curriculum_server.store.columns import ATTEMPTS, PASSES, SERVED, cell_dtype, cell_indices
+from curriculum_server.store.document import Document, Window
 from curriculum_server.store.load import Header
 from curriculum_server.store.reports import decode_deltas
+
+KEPT_STEPS = 2
+"""Policy steps whose discounted counts are kept: the one in use and the one to come."""
 
 Cells = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -33,13 +35,14 @@ class Mirror:
     document: Document
     config: RunConfig
     layout: int
+    seq: int
+    """Events folded in, from the run's first."""
     policy_step: int
     groups: dict[int, tuple[int, int]]
     """By window: (completed groups, mixed groups)."""
     event_id: bytes
     columns: dict[tuple[int, str], Cells]
-    """By (window, name), (N,); a column that nothing was added to is absent. `served` columns are
-    only read at the start: `last_served_step_N` is their maximum."""
+    """By (window, name), (N,); a column that nothing was added to is absent."""
     lease_N: Cells
     """Second at which each prompt's lease runs out."""
     attempts_N: Cells
@@ -47,6 +50,8 @@ class Mirror:
     last_served_step_N: Cells
     """(N,) policy step of the last serving to a trainer; -1 where there was none."""
     _counts: dict[int, tuple[Floats, Floats]] = field(default_factory=dict)
+    _closed: tuple[Floats, Floats] | None = None
+    """Discounted counts of all windows but the newest."""
     _prepared: dict[int, Prepared] = field(default_factory=dict)
 
     @classmethod
@@ -63,17 +68,25 @@ class Mirror:
             document=header.document,
             config=RunConfig.from_mapping(header.document.config),
             layout=header.layout,
+            seq=header.seq,
             policy_step=header.policy_step,
             groups=dict(header.groups),
             event_id=header.event_id,
-            columns={at: _cells(blob, cell_dtype(at[1]), count) for at, blob in columns.items()},
+            columns={
+                at: _cells(blob, cell_dtype(at[1]), count)
+                for at, blob in columns.items()
+                if at[1] != SERVED
+            },
             lease_N=_cells(lease, np.dtype(">u4"), count),
             attempts_N=np.zeros(0, np.int64),
             last_served_step_N=np.zeros(0, np.int64),
         )
         mirror.attempts_N = mirror.total(ATTEMPTS)
-        served = [cells for (_, name), cells in mirror.columns.items() if name == SERVED]
-        mirror.last_served_step_N = np.max([np.zeros(count, np.int64), *served], axis=0) - 1
+        mirror.last_served_step_N = np.full(count, -1, np.int64)
+        for (_, name), blob in columns.items():
+            if name == SERVED:
+                pairs = np.frombuffer(blob, ">u4").reshape(-1, 2).astype(np.int64)
+                np.maximum.at(mirror.last_served_step_N, pairs[:, 0], pairs[:, 1])
         return mirror
 
     def adopt_header(self, header: Header) -> None:
@@ -86,17 +99,19 @@ class Mirror:
         self.lease_N = _grown(self.lease_N, count)
         self.attempts_N = _grown(self.attempts_N, count)
         self.last_served_step_N = _grown(self.last_served_step_N, count, fill=-1)
+        self._closed = None
         self._touch()
 
     def apply(self, event: Mapping[bytes, bytes]) -> bool:
         """Fold one event in; False when it is a change of layout, which must be read."""
+        self.seq += 1
         kind = event[b"kind"]
         if kind == b"report":
             self._apply_report(event)
         elif kind == b"claim":
             self._apply_claim(event)
         elif kind == b"lease":
-            self.lease_N[np.frombuffer(event[b"indices"], ">u4")] = int(event[b"expire"])
+            self.lease_N[cell_indices(event[b"cells"])] = int(event[b"expire"])
         else:
             return kind == b"created"
         return True
@@ -123,47 +138,65 @@ class Mirror:
         )
 
     def prepared(self, pool: Pool) -> Prepared:
-        """The part of selection that depends on counts and step alone, kept until either changes."""
-        if pool.policy_step not in self._prepared:
-            self._prepared = {pool.policy_step: prepare(pool, self.config.selection)}
-        return self._prepared[pool.policy_step]
+        """What of selection depends on counts and step alone; kept until the counts change."""
+        step = pool.policy_step
+        if step not in self._prepared:
+            self._prepared[step] = prepare(pool, self.config.selection)
+        return self._prepared[step]
 
     def _discounted_counts(self, policy_step: int) -> tuple[Floats, Floats]:
         if policy_step not in self._counts:
-            self._counts = {policy_step: self._discount(policy_step)}
+            while len(self._counts) >= KEPT_STEPS:
+                oldest = next(iter(self._counts))
+                self._prepared.pop(oldest, None)
+                self._counts.pop(oldest)
+            self._counts[policy_step] = self._discount(policy_step)
         return self._counts[policy_step]
 
     def _discount(self, policy_step: int) -> tuple[Floats, Floats]:
-        windows = [w for w in self.document.windows if (w.window, ATTEMPTS) in self.columns]
-        if not windows:
+        """Closed windows are added up once, as of the last step of the last of them, and fade
+        together; for a step before that, and for the newest window, each counts by itself."""
+        *closed, newest = self.document.windows
+        if not closed or policy_step < closed[-1].last_step:
+            return self._sum(self.document.windows, policy_step)
+        if self._closed is None:
+            self._closed = self._sum(closed, closed[-1].last_step)
+        age = policy_step - closed[-1].last_step
+        fade = self.config.selection.discount**age
+        successes_N, failures_N = self._sum([newest], policy_step)
+        return fade * self._closed[0] + successes_N, fade * self._closed[1] + failures_N
+
+    def _sum(self, windows: Sequence[Window], policy_step: int) -> tuple[Floats, Floats]:
+        used = [w for w in windows if (w.window, ATTEMPTS) in self.columns]
+        if not used:
             return np.zeros(len(self.catalog)), np.zeros(len(self.catalog))
-        mid_W = np.array([(w.first_step + min(w.last_step, policy_step)) / 2 for w in windows])
+        mid_W = np.array([(w.first_step + min(w.last_step, policy_step)) / 2 for w in used])
         weights_W = discount_weights(mid_W, policy_step, self.config.selection.discount)
-        attempts = [self.columns[w.window, ATTEMPTS] for w in windows]
-        passes = [self.column(w.window, PASSES) for w in windows]
+        attempts = [self.columns[w.window, ATTEMPTS] for w in used]
+        passes = [self.column(w.window, PASSES) for w in used]
         return discounted_counts(attempts, passes, weights_W)
 
     def _apply_report(self, event: Mapping[bytes, bytes]) -> None:
         window = int(event[b"window"])
-        deltas = decode_deltas(event[b"columns"].decode(), event[b"deltas"])
-        for name, pairs in deltas.items():
-            if len(pairs):
-                self.column(window, name)[pairs[:, 0]] += pairs[:, 1]
-        attempts = deltas[ATTEMPTS]
-        self.attempts_N[attempts[:, 0]] += attempts[:, 1]
-        freed = np.array(event[b"freed"].split(), np.int64)
-        self.lease_N[freed] = 0
+        if window != self.document.windows[-1].window:
+            self._closed = None
+        index_K, deltas = decode_deltas(event[b"columns"], event[b"deltas"])
+        for name, amounts_K in deltas.items():
+            self.column(window, name)[index_K] += amounts_K
+        self.attempts_N[index_K] += deltas[ATTEMPTS]
+        self.lease_N[cell_indices(event[b"freed"])] = 0
         done, mixed = self.groups.get(window, (0, 0))
         self.groups[window] = (done + int(event[b"groups"]), mixed + int(event[b"mixed"]))
         self.policy_step = max(self.policy_step, int(event[b"step"]))
         self._touch()
 
     def _apply_claim(self, event: Mapping[bytes, bytes]) -> None:
-        indices = np.frombuffer(event[b"slots"], SLOT_DTYPE)["index"]
+        indices = cell_indices(event[b"cells"])
+        step = int(event[b"step"])
         self.lease_N[indices] = int(event[b"expire"])
-        self.policy_step = max(self.policy_step, int(event[b"step"]))
+        self.policy_step = max(self.policy_step, step)
         if event[b"served"] == b"1":
-            self.last_served_step_N[indices] = int(event[b"step"])
+            self.last_served_step_N[indices] = np.maximum(self.last_served_step_N[indices], step)
 
     def _touch(self) -> None:
         self._counts.clear()

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
 from curriculum_api.errors import (
     AlreadyExistsError,
     InvalidRequestError,
@@ -15,8 +17,6 @@ from curriculum_api.errors import (
     OverloadedError,
     StateError,
 )
-from numpy.typing import NDArray
-
 from curriculum_server.engine.config import RunConfig
 from curriculum_server.engine.run import Run
 from curriculum_server.store import batches, columns

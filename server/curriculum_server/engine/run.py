@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
+from curriculum import Pool, Prepared
 from curriculum_api.errors import ConflictError, InvalidRequestError, NotFoundError, OverloadedError
 from curriculum_api.limits import MAX_POLICY_STEP
-
 from curriculum_server.engine.catalog import Catalog
 from curriculum_server.engine.mirror import Mirror
 from curriculum_server.store.columns import column_names
@@ -32,6 +33,8 @@ OPEN_WINDOWS = 8
 """The newest windows take counts; older ones change no more, so that they can be merged."""
 CHUNKS_PER_READ = 64
 LAYOUT_TRIES = 20
+THREAD_POOL_SIZE = 200_000
+"""Prompts from which a full pass is worth a thread: below, it takes about as long as the switch."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class Run:
         self.keys = RunKeys(run_id)
         self.lock = asyncio.Lock()
         self._mirror: Mirror | None = None
+        self._clock_offset_s = 0.0
 
     @property
     def run_id(self) -> str:
@@ -62,8 +66,12 @@ class Run:
     def is_loaded(self) -> bool:
         return self._mirror is not None
 
-    async def sync(self, batch_key: str | None = None) -> Catch:
-        """Fold in every event there is; also reads the clock and, on the same trip, a batch.
+    def now_s(self) -> int:
+        """The store's clock, as of the last `sync`, carried on by ours."""
+        return int(time.monotonic() + self._clock_offset_s)
+
+    async def sync(self) -> None:
+        """Fold in every event there is.
 
         Raises:
             NotFoundError: there is no such run.
@@ -71,16 +79,16 @@ class Run:
         if self._mirror is None:
             await self.reload()
         while True:
-            mirror = self.mirror
-            catch = await catch_up(self.redis, self.keys, mirror.event_id, batch_key)
+            catch = await catch_up(self.redis, self.keys, self.mirror.event_id)
+            self._clock_offset_s = catch.now_s - time.monotonic()
             if not catch.exists:
                 self._mirror = None
                 raise _no_run(self.run_id)
             if catch.gap:
-                logger.warning("mirror reloaded run=%s after=%s", self.run_id, mirror.event_id)
+                logger.warning("mirror reloaded run=%s", self.run_id)
                 await self.reload()
             elif await self._fold(catch):
-                return catch
+                return
 
     async def reload(self) -> None:
         """Read the whole run."""
@@ -127,6 +135,22 @@ class Run:
             window = (await self.change_layout(open_window)).window_for(step)
         assert window is not None  # open_window's condition
         return window
+
+    async def prepare_next(self) -> None:
+        """Do what can be done of the next selection before it is asked for: a trainer that has
+        reported one step asks for the next. The caller holds the lock."""
+        await self.pool(self.mirror.policy_step + 1)
+
+    async def pool(self, policy_step: int) -> tuple[Pool, Prepared]:
+        """What selection sees at a step, computed off the event loop when the pool is large. The
+        caller holds the lock."""
+        if len(self.mirror.catalog) > THREAD_POOL_SIZE:
+            return await asyncio.to_thread(self._pool, policy_step)
+        return self._pool(policy_step)
+
+    def _pool(self, policy_step: int) -> tuple[Pool, Prepared]:
+        pool = self.mirror.pool(policy_step, self.now_s())
+        return pool, self.mirror.prepared(pool)
 
     def check_step(self, step: int) -> None:
         """Refuse a policy step that cannot be meant."""

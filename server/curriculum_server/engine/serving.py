@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-from curriculum_api.errors import AlreadyExistsError, ConflictError
 
-from curriculum import Pool, Selection, compose_batch, select_probes
+from curriculum import Selection, compose_batch, select_probes
+from curriculum_api.errors import AlreadyExistsError, ConflictError
 from curriculum_server.engine.run import Run
 from curriculum_server.store.batches import SLOT_DTYPE, BatchRecord, claim
 
-THREAD_POOL_SIZE = 200_000
-"""Prompts from which a full pass is worth a thread: below, it takes about as long as the switch."""
 CLAIM_TRIES = 5
 
 
@@ -44,16 +41,12 @@ async def next_batch(run: Run, request: BatchRequest) -> BatchRecord:
         InvalidRequestError: a policy step that cannot be meant.
     """
     async with run.lock:
-        for _ in range(CLAIM_TRIES):
-            timeline = await _timeline(run, request)
-            key = run.keys.batch(timeline, request.request_id)
-            catch = await run.sync(batch_key=key)
-            if run.mirror.document.timeline != timeline:
-                continue
-            if catch.batch is not None:
-                known = BatchRecord.decode(request.request_id, *catch.batch)
-                return _same_request(request, known)
-            record = await _try_claim(run, request, catch.now_s)
+        for attempt in range(CLAIM_TRIES):
+            # Mostly the mirror is up to date and one trip is enough; the store tells if not. Under
+            # a steady stream of reports it never is, so the last tries take the choice as made.
+            if attempt or not run.is_loaded:
+                await run.sync()
+            record = await _try_claim(run, request, fresh=attempt < CLAIM_TRIES // 2)
             if record is not None:
                 return _same_request(request, record)
     raise ConflictError(
@@ -62,22 +55,15 @@ async def next_batch(run: Run, request: BatchRequest) -> BatchRecord:
     )
 
 
-async def _timeline(run: Run, request: BatchRequest) -> int:
-    if not run.is_loaded:
+async def _try_claim(run: Run, request: BatchRequest, *, fresh: bool) -> BatchRecord | None:
+    """One go at composing and leasing; None when it must be repeated after reading again."""
+    if request.timeline is not None and request.timeline != run.mirror.document.timeline:
         await run.sync()
-    if request.timeline is not None:
-        if request.timeline != run.mirror.document.timeline:
-            await run.sync()
         run.check_timeline(request.timeline)
-    return run.mirror.document.timeline
-
-
-async def _try_claim(run: Run, request: BatchRequest, now_s: int) -> BatchRecord | None:
-    """One go at composing and leasing; None when the mirror was behind and the go must be repeated."""
     run.check_step(request.policy_step)
     window = await run.window_for(request.policy_step)
     mirror = run.mirror
-    selection = await _compose(run, request, now_s)
+    selection = await _compose(run, request)
     record = BatchRecord(
         request.request_id,
         mirror.document.timeline,
@@ -91,6 +77,7 @@ async def _try_claim(run: Run, request: BatchRequest, now_s: int) -> BatchRecord
         run.keys,
         record,
         layout=mirror.layout,
+        seq=mirror.seq if fresh else None,
         window=window.window,
         ttl_s=mirror.config.lease_ttl_s,
         mark_served=not request.probe,
@@ -100,16 +87,9 @@ async def _try_claim(run: Run, request: BatchRequest, now_s: int) -> BatchRecord
     return reply.record if reply.status in ("ok", "known") else None
 
 
-async def _compose(run: Run, request: BatchRequest, now_s: int) -> Selection:
-    pool = run.mirror.pool(request.policy_step, now_s)
-    if len(pool) > THREAD_POOL_SIZE:
-        return await asyncio.to_thread(_select, run, pool, request)
-    return _select(run, pool, request)
-
-
-def _select(run: Run, pool: Pool, request: BatchRequest) -> Selection:
+async def _compose(run: Run, request: BatchRequest) -> Selection:
     config = run.mirror.config
-    prepared = run.mirror.prepared(pool)
+    pool, prepared = await run.pool(request.policy_step)
     rng = _generator(config.seed, request.request_id)
     if request.probe:
         attempts = request.attempt_count or config.selection.group_size

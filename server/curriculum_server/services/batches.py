@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from curriculum import Reason
 from curriculum_api.limits import MAX_REQUEST_ID_BYTES
 from curriculum_api.v1 import batch_pb2
-
-from curriculum import Reason
 from curriculum_server import convert, metrics, validate
 from curriculum_server.engine.engine import Engine
 from curriculum_server.engine.reporting import report_outcomes
 from curriculum_server.engine.serving import BatchRequest, next_batch
-from curriculum_server.wire import encode_batch, length_delimited
+from curriculum_server.services.encoding import encode_batch
+from curriculum_server.wire import length_delimited
 
 _BATCH_FIELD = 1
 """Of NextBatchResponse and of LeaseProbesResponse."""

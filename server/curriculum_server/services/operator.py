@@ -5,18 +5,19 @@ from __future__ import annotations
 import base64
 
 import numpy as np
+
+from curriculum import Band
 from curriculum_api.errors import InvalidRequestError
 from curriculum_api.limits import MAX_DOMAIN_BYTES, MAX_GROUP_SIZE, MAX_PROMPT_ID_BYTES
 from curriculum_api.v1 import operator_service_pb2 as pb
 from curriculum_api.v1 import prompt_pb2, run_pb2, stats_pb2
-
-from curriculum import Band
 from curriculum_server import convert, metrics, validate
 from curriculum_server.engine import inspection, lifecycle
 from curriculum_server.engine.config import RunConfig
 from curriculum_server.engine.engine import Engine
 from curriculum_server.engine.growing import add_prompts
 from curriculum_server.engine.run import Run
+from curriculum_server.wire import prompt_message
 
 DEFAULT_KS = (1, 2, 4, 8)
 MAX_KS = 16
@@ -90,7 +91,7 @@ class OperatorService:
             (state,) = inspection.prompt_states(beliefs, np.array([index]))
             points = inspection.history(run.mirror, index)
         return pb.GetPromptResponse(
-            prompt=prompt_pb2.Prompt.FromString(run.mirror.catalog.messages[index]),
+            prompt=prompt_pb2.Prompt.FromString(prompt_message(run.mirror.catalog.fields[index])),
             state=convert.state_message(state),
             history=[convert.history_message(point) for point in points],
         )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from curriculum_api.limits import MAX_BATCH_PROMPTS, MAX_GROUP_SIZE, MAX_REQUEST_ID_BYTES
-from curriculum_api.v1 import probe_service_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from curriculum_api.limits import MAX_BATCH_PROMPTS, MAX_GROUP_SIZE, MAX_REQUEST_ID_BYTES
+from curriculum_api.v1 import probe_service_pb2 as pb
 from curriculum_server import convert, validate
 from curriculum_server.engine.engine import Engine
 from curriculum_server.engine.reporting import renew_batch

@@ -10,7 +10,6 @@ from curriculum_api.limits import (
     MAX_URI_BYTES,
 )
 from curriculum_api.v1 import trainer_service_pb2 as pb
-
 from curriculum_server import convert, validate
 from curriculum_server.engine import lifecycle
 from curriculum_server.engine.engine import Engine

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curriculum_server.store.columns import SERVED, cell_names
 from curriculum_server.store.commit import EVENT_STREAM_LENGTH
 from curriculum_server.store.connection import Argument, Redis, store_errors
 from curriculum_server.store.keys import RunKeys
@@ -39,79 +40,91 @@ RECORD_GRACE_S = 3600
 """A batch outlives its leases by one more lease and this, so that late reports still count."""
 
 _CLAIM = """
-local layout = redis.call('HGET', KEYS[1], 'layout')
-if layout ~= ARGV[1] then return {layout and 'stale' or 'gone'} end
-local known = redis.call('HMGET', KEYS[2], 'slots', 'expire')
+local meta, batch, lease, served, events = unpack(KEYS)
+local layout, seq, ttl, step, header, slots, cell_text = unpack(ARGV)
+local pairs_blob, keep, kept = ARGV[8], ARGV[9], ARGV[10]
+local state = redis.call('HMGET', meta, 'layout', 'seq', 'policy_step')
+if state[1] ~= layout then return {state[1] and 'stale' or 'gone'} end
+local known = redis.call('HMGET', batch, 'slots', 'expire')
 if known[1] then return {'known', known[1], known[2]} end
+if seq ~= '' and seq ~= state[2] then return {'behind'} end
+
 local now = tonumber(redis.call('TIME')[1])
-local ttl, count, window, step = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
-local wanted, size = ARGV[7], tonumber(ARGV[8])
-local cells = {}
-for i = 1, count do cells[i] = '#' .. struct.unpack('>I4', wanted, (i - 1) * size + 1) end
-local function bitfield(key, verb, value)
-  local all = {}
-  for from = 1, count, 1500 do
-    local args = {}
-    for i = from, math.min(count, from + 1499) do
-      args[#args + 1] = verb; args[#args + 1] = 'u32'; args[#args + 1] = cells[i]
-      if value then args[#args + 1] = value end
-    end
-    for _, v in ipairs(redis.call('BITFIELD', key, unpack(args))) do all[#all + 1] = v end
-  end
-  return all
-end
-local busy = {}
-for i, expire in ipairs(bitfield(KEYS[3], 'GET')) do
-  if expire > now then
-    busy[#busy + 1] = string.sub(wanted, (i - 1) * size + 1, (i - 1) * size + 4) .. struct.pack('>I4', expire)
-  end
-end
-if #busy > 0 then return {'busy', table.concat(busy)} end
 local expire = string.format('%d', now + ttl)
-if count > 0 then
-  bitfield(KEYS[3], 'SET', expire)
-  if ARGV[10] == '1' then bitfield(KEYS[4], 'SET', string.format('%d', step + 1)) end
+local cells, count = {}, 0
+for cell in string.gmatch(cell_text, '%S+') do count = count + 1; cells[count] = cell end
+local function set_leases(value_of)
+  local before = {}
+  for first = 1, count, 1500 do
+    local args, k = {}, 0
+    for i = first, math.min(count, first + 1499) do
+      args[k + 1], args[k + 2], args[k + 3], args[k + 4] = 'SET', 'u32', cells[i], value_of(i)
+      k = k + 4
+    end
+    for i, old in ipairs(redis.call('BITFIELD', lease, unpack(args))) do
+      before[first + i - 1] = old
+    end
+  end
+  return before
 end
-redis.call('HSET', KEYS[2], 'slots', ARGV[6] .. wanted, 'expire', expire, 'progress', string.rep('\\0', 4 * count))
-redis.call('EXPIRE', KEYS[2], 2 * ttl + tonumber(ARGV[9]))
-if tonumber(step) > tonumber(redis.call('HGET', KEYS[1], 'policy_step')) then redis.call('HSET', KEYS[1], 'policy_step', step) end
-redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[11], '*', 'kind', 'claim', 'window', window, 'step', step,
-  'expire', expire, 'served', ARGV[10], 'slots', wanted)
+local before, busy = set_leases(function() return expire end), {}
+for i = 1, count do
+  if before[i] > now then
+    busy[#busy + 1] = string.sub(cells[i], 2)
+    busy[#busy + 1] = string.format('%d', before[i])
+  end
+end
+if #busy > 0 then
+  set_leases(function(i) return string.format('%d', before[i]) end)
+  return {'busy', table.concat(busy, ' ')}
+end
+
+redis.call('HSET', batch, 'slots', header .. slots, 'expire', expire,
+  'progress', string.rep('\\0', 4 * count))
+redis.call('EXPIRE', batch, 2 * ttl + keep)
+if pairs_blob ~= '' then redis.call('APPEND', served, pairs_blob) end
+if tonumber(step) > tonumber(state[3]) then redis.call('HSET', meta, 'policy_step', step) end
+redis.call('HINCRBY', meta, 'seq', 1)
+redis.call('XADD', events, 'MAXLEN', '~', kept, '*', 'kind', 'claim', 'step', step,
+  'expire', expire, 'cells', cell_text, 'served', pairs_blob == '' and '0' or '1')
 return {'ok', expire}
 """
 
-_RELEASE = """
-local slots = redis.call('HMGET', KEYS[2], 'slots', 'expire', 'progress')
-if not slots[1] then return {'missing'} end
-local at, size, extend = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local records, mine, progress = slots[1], tonumber(slots[2]), slots[3]
-local count = #progress / 4
-local now = tonumber(redis.call('TIME')[1])
-local lease = extend > 0 and now + extend or 0
-local touched, marks, held = {}, {}, 0
-for i = 1, count do
-  local mark = struct.unpack('>I4', progress, 4 * i - 3)
-  if mark < 2147483648 then
-    local index = string.sub(records, at + (i - 1) * size + 1, at + (i - 1) * size + 4)
-    local cell = '#' .. struct.unpack('>I4', index)
-    if redis.call('BITFIELD', KEYS[3], 'GET', 'u32', cell)[1] == mine and (lease == 0 or mine > now) then
-      redis.call('BITFIELD', KEYS[3], 'SET', 'u32', cell, string.format('%d', lease))
-      touched[#touched + 1] = index
-      held = held + 1
+_LEASE_CHANGE = """
+local meta, batch, lease, events = unpack(KEYS)
+local header_size, slot_size, extend, keep, kept = unpack(ARGV)
+local known = redis.call('HMGET', batch, 'slots', 'expire', 'progress')
+if not known[1] then return {'missing'} end
+local slots, mine, progress = known[1], tonumber(known[2]), known[3]
+local now, closed = tonumber(redis.call('TIME')[1]), 2147483648
+local renews = tonumber(extend) > 0
+local value = renews and string.format('%d', now + extend) or '0'
+local changed, marks = {}, {}
+for slot = 0, #progress / 4 - 1 do
+  local mark = struct.unpack('>I4', progress, 4 * slot + 1)
+  if mark < closed then
+    local index = struct.unpack('>I4', slots, header_size + slot * slot_size + 1)
+    local cell = '#' .. string.format('%d', index)
+    local holder = redis.call('BITFIELD', lease, 'GET', 'u32', cell)[1]
+    if holder == mine and (not renews or mine > now) then
+      redis.call('BITFIELD', lease, 'SET', 'u32', cell, value)
+      changed[#changed + 1] = cell
     end
-    if lease == 0 then mark = mark + 2147483648 end
+    if not renews then mark = mark + closed end
   end
-  marks[i] = struct.pack('>I4', mark)
+  marks[slot + 1] = struct.pack('>I4', mark)
 end
-redis.call('HSET', KEYS[2], 'progress', table.concat(marks))
-if lease > 0 and held > 0 then
-  redis.call('HSET', KEYS[2], 'expire', string.format('%d', lease))
-  redis.call('EXPIRE', KEYS[2], 2 * extend + tonumber(ARGV[4]))
+redis.call('HSET', batch, 'progress', table.concat(marks))
+if #changed > 0 then
+  if renews then
+    redis.call('HSET', batch, 'expire', value)
+    redis.call('EXPIRE', batch, 2 * extend + keep)
+  end
+  redis.call('HINCRBY', meta, 'seq', 1)
+  redis.call('XADD', events, 'MAXLEN', '~', kept, '*', 'kind', 'lease', 'expire', value,
+    'cells', table.concat(changed, ' '))
 end
-if held > 0 then
-  redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[5], '*', 'kind', 'lease', 'expire', string.format('%d', lease), 'indices', table.concat(touched))
-end
-return {'ok', held, string.format('%d', held > 0 and lease or mine)}
+return {'ok', #changed, renews and #changed > 0 and value or known[2]}
 """
 
 
@@ -147,12 +160,13 @@ class ClaimReply:
     """What came of a claim.
 
     status: "ok", "known" (the request was served before: `record` is its batch), "busy" (somebody
-    else holds some: `busy` are pairs of index and expiry), "stale" or "gone".
+    else holds some: `busy` are pairs of index and expiry), "behind" (there are newer events),
+    "stale" (a newer layout) or "gone".
     """
 
     status: str
     record: BatchRecord
-    busy: NDArray[np.uint32]
+    busy: NDArray[np.int64]
 
 
 async def claim(
@@ -161,42 +175,40 @@ async def claim(
     record: BatchRecord,
     *,
     layout: int,
+    seq: int | None,
     window: int,
     ttl_s: int,
     mark_served: bool,
 ) -> ClaimReply:
     """Lease all the record's prompts or none, and keep the record under its batch id.
 
-    `mark_served` notes the policy step in the window's `served` column, which the rest period
+    `seq`: the number of events the choice was made on, None to claim whatever happened since.
+    `mark_served` notes the policy step in the window's log of servings, which the rest period
     reads; probes do not.
     """
+    index_B = record.slots["index"]
+    served = np.empty((len(index_B), 2), ">u4")
+    served[:, 0], served[:, 1] = index_B, record.policy_step
     names = [
         keys.meta,
         keys.batch(record.timeline, record.batch_id),
         keys.lease,
-        keys.column(window, "served"),
+        keys.column(window, SERVED),
         keys.events,
     ]
-    args: list[Argument] = [
-        layout,
-        ttl_s,
-        len(record.slots),
-        window,
-        record.policy_step,
-        record.header(),
-    ]
-    args += [record.slots.tobytes(), SLOT_DTYPE.itemsize, RECORD_GRACE_S]
-    args += [int(mark_served), EVENT_STREAM_LENGTH]
+    args: list[Argument] = [layout, "" if seq is None else seq, ttl_s, record.policy_step]
+    args += [record.header(), record.slots.tobytes(), cell_names(index_B)]
+    args += [served.tobytes() if mark_served else b"", RECORD_GRACE_S, EVENT_STREAM_LENGTH]
     with store_errors():
         reply = await redis.register_script(_CLAIM)(keys=names, args=args)
     status = reply[0].decode()
-    busy = np.zeros((0, 2), np.uint32)
+    busy = np.zeros((0, 2), np.int64)
     if status == "ok":
         record = replace(record, expire_s=int(reply[1]))
     elif status == "known":
         record = BatchRecord.decode(record.batch_id, reply[1], int(reply[2]))
     elif status == "busy":
-        busy = np.frombuffer(reply[1], ">u4").reshape(-1, 2).astype(np.uint32)
+        busy = np.array(reply[1].split(), np.int64).reshape(-1, 2)
     return ClaimReply(status, record, busy)
 
 
@@ -230,5 +242,5 @@ async def _lease_change(
     args: list[Argument] = [len(record.header()), SLOT_DTYPE.itemsize, extend_s, RECORD_GRACE_S]
     args.append(EVENT_STREAM_LENGTH)
     with store_errors():
-        reply = await redis.register_script(_RELEASE)(keys=names, args=args)
+        reply = await redis.register_script(_LEASE_CHANGE)(keys=names, args=args)
     return None if reply[0] == b"missing" else (int(reply[1]), int(reply[2]))

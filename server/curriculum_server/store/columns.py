@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 ATTEMPTS = "attempts"
 PASSES = "passes"
@@ -17,7 +18,7 @@ REWARD_EXCESS = "reward_excess"
 REWARD_SQ_EXCESS = "reward_sq_excess"
 TOKENS = "tokens"
 SERVED = "served"
-"""Policy step of the window's last serving of the prompt, plus 1; 0 = not served in it."""
+"""Not a column but a log of servings: packed pairs of prompt index and policy step."""
 
 SIGNED = frozenset({REWARD_EXCESS, REWARD_SQ_EXCESS})
 FIXED_POINT_SCALE = 1 << 14
@@ -35,6 +36,17 @@ def cell_dtype(name: str) -> np.dtype[np.signedinteger | np.unsignedinteger]:
 
 
 def column_names(channels: Sequence[str]) -> list[str]:
-    """Every column that a window of a run with these channels may have."""
-    counts = [ATTEMPTS, PASSES, REWARD_EXCESS, REWARD_SQ_EXCESS, TOKENS, SERVED]
-    return counts + [channel(name) for name in channels]
+    """Every key that a window of a run with these channels may have, the log of servings last."""
+    counts = [ATTEMPTS, PASSES, REWARD_EXCESS, REWARD_SQ_EXCESS, TOKENS]
+    return [*counts, *map(channel, channels), SERVED]
+
+
+def cell_names(indices: NDArray[np.integer]) -> str:
+    """The indices as BITFIELD names cells: `#12 #7 …`."""
+    names = " #".join(map(str, indices.tolist()))
+    return f"#{names}" if names else ""
+
+
+def cell_indices(names: bytes) -> NDArray[np.int64]:
+    """Back from `cell_names`."""
+    return np.array(names.replace(b"#", b"").split(), np.int64)

@@ -14,31 +14,40 @@ EVENT_STREAM_LENGTH = 1_024
 RECORD_TTL_S = 24 * 3600
 
 _CREATE = """
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+local meta, events = unpack(KEYS)
+if redis.call('EXISTS', meta) == 1 then return 0 end
 local now = redis.call('TIME')
-local doc = string.gsub(ARGV[1], '"create_ms":0', '"create_ms":' .. now[1] .. string.format('%03d', math.floor(now[2] / 1000)), 1)
-redis.call('HSET', KEYS[1], 'doc', doc, 'layout', '1', 'policy_step', '0')
-redis.call('XADD', KEYS[2], '*', 'kind', 'created')
+local created = '"create_ms":' .. now[1] .. string.format('%03d', math.floor(now[2] / 1000))
+local doc = string.gsub(ARGV[1], '"create_ms":0', created, 1)
+redis.call('HSET', meta, 'doc', doc, 'layout', '1', 'seq', '1', 'policy_step', '0')
+redis.call('XADD', events, '*', 'kind', 'created')
 return 1
 """
 
 _COMMIT = """
-local layout = redis.call('HGET', KEYS[1], 'layout')
-if layout ~= ARGV[1] then return layout and 'stale' or 'gone' end
+local meta, events = KEYS[1], KEYS[2]
+local expected, kind, kept, doc = unpack(ARGV)
 local set_count, field_count = tonumber(ARGV[5]), tonumber(ARGV[6])
-redis.call('HSET', KEYS[1], 'doc', ARGV[4], 'layout', string.format('%d', layout + 1))
+local layout = redis.call('HGET', meta, 'layout')
+if layout ~= expected then return layout and 'stale' or 'gone' end
+redis.call('HSET', meta, 'doc', doc, 'layout', string.format('%d', layout + 1))
 for i = 1, set_count do
-  local ttl = tonumber(ARGV[5 + 2 * i])
-  redis.call('SET', KEYS[2 + i], ARGV[6 + 2 * i])
-  if ttl > 0 then redis.call('EXPIRE', KEYS[2 + i], ttl) end
+  local key, ttl, value = KEYS[2 + i], tonumber(ARGV[5 + 2 * i]), ARGV[6 + 2 * i]
+  redis.call('SET', key, value)
+  if ttl > 0 then redis.call('EXPIRE', key, ttl) end
 end
 for i = 3 + set_count, #KEYS do redis.call('UNLINK', KEYS[i]) end
 local base = 6 + 2 * set_count
 for i = 1, field_count do
   local name, value = ARGV[base + 2 * i - 1], ARGV[base + 2 * i]
-  if value == '' then redis.call('HDEL', KEYS[1], name) else redis.call('HSET', KEYS[1], name, value) end
+  if value == '' then
+    redis.call('HDEL', meta, name)
+  else
+    redis.call('HSET', meta, name, value)
+  end
 end
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'kind', ARGV[2])
+redis.call('HINCRBY', meta, 'seq', 1)
+redis.call('XADD', events, 'MAXLEN', '~', kept, '*', 'kind', kind)
 return 'ok'
 """
 
@@ -102,4 +111,4 @@ async def list_runs(redis: Redis, after: str, limit: int) -> list[str]:
     start = f"({after}" if after else "-"
     with store_errors():
         names = await redis.zrangebylex(RUN_INDEX, start, "+", 0, limit)
-    return [bytes(name).decode() for name in names]
+    return [str(name, "utf-8") if isinstance(name, bytes) else name for name in names]

@@ -6,9 +6,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from curriculum_api.errors import CorruptStateError, OverloadedError, StoreUnavailableError
 from redis import asyncio as aioredis
 from redis import exceptions as rx
+
+from curriculum_api.errors import CorruptStateError, OverloadedError, StoreUnavailableError
 
 Redis = aioredis.Redis
 Argument = bytes | str | int

@@ -20,7 +20,6 @@ import tempfile
 from pathlib import Path
 
 from curriculum_api.errors import StateError, StoreUnavailableError
-
 from curriculum_server.store.connection import Redis, connect, store_errors
 
 START_LIMIT_S = 60.0

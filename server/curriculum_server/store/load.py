@@ -19,6 +19,8 @@ class Header:
 
     document: Document
     layout: int
+    seq: int
+    """Events written so far."""
     policy_step: int
     groups: Mapping[int, tuple[int, int]]
     """By window: (completed groups, mixed groups)."""
@@ -33,8 +35,7 @@ class Catch:
     events: list[tuple[bytes, dict[bytes, bytes]]]
     gap: bool
     """Events between were dropped from the stream: only a reload helps."""
-    now_s: int
-    batch: tuple[bytes, int] | None
+    now_s: float
 
 
 async def load_header(redis: Redis, keys: RunKeys) -> Header | None:
@@ -90,22 +91,17 @@ async def load_record(redis: Redis, key: str) -> bytes | None:
         return cast("bytes | None", await redis.get(key))
 
 
-async def catch_up(
-    redis: Redis, keys: RunKeys, after: bytes, batch_key: str | None = None
-) -> Catch:
-    """Events after the given one, the store's clock, and a batch record on the same trip."""
+async def catch_up(redis: Redis, keys: RunKeys, after: bytes) -> Catch:
+    """Events after the given one, and the store's clock."""
     with store_errors():
         async with redis.pipeline(transaction=True) as pipe:
             pipe.exists(keys.meta)
             pipe.time()
             pipe.xrange(keys.events, min=b"(" + after, count=EVENTS_PER_READ)
             pipe.xrange(keys.events, count=1)
-            if batch_key:
-                pipe.hmget(batch_key, ["slots", "expire"])
-            exists, now, events, oldest, *batch = await pipe.execute()
+            exists, now, events, oldest = await pipe.execute()
     gap = not oldest or _order(oldest[0][0]) > _order(after)
-    record = (batch[0][0], int(batch[0][1])) if batch and batch[0][0] else None
-    return Catch(bool(exists), events, gap, int(now[0]), record)
+    return Catch(bool(exists), events, gap, now[0] + now[1] / 1e6)
 
 
 def _order(event_id: bytes) -> tuple[int, int]:
@@ -123,4 +119,11 @@ def _header(meta: dict[bytes, Any], last: list[tuple[bytes, Any]]) -> Header:
         for w in document.windows
     }
     event_id = last[0][0] if last else b"0-0"
-    return Header(document, int(meta[b"layout"]), int(meta[b"policy_step"]), groups, event_id)
+    return Header(
+        document,
+        int(meta[b"layout"]),
+        int(meta[b"seq"]),
+        int(meta[b"policy_step"]),
+        groups,
+        event_id,
+    )

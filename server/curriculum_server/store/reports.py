@@ -15,73 +15,87 @@ from curriculum_server.store.connection import Argument, Redis, store_errors
 from curriculum_server.store.keys import RunKeys
 
 _REPORT = """
-local layout = redis.call('HGET', KEYS[1], 'layout')
-if layout ~= ARGV[1] then return {layout and 'stale' or 'gone'} end
-local seen = redis.call('GET', KEYS[3])
+local meta, batch, record, lease, events = unpack(KEYS)
+local layout, digest, window, step, ttl, rows, attempts_total, passes_total, kept = unpack(ARGV)
+local column_names, deltas = ARGV[10], ARGV[11]
+local state = redis.call('HMGET', meta, 'layout', 'policy_step')
+if state[1] ~= layout then return {state[1] and 'stale' or 'gone'} end
+local seen = redis.call('GET', record)
 if seen then return {'seen', seen} end
-local ours = redis.call('HMGET', KEYS[2], 'expire', 'progress')
-if not ours[1] then return {'missing'} end
-local digest, window, step, ttl = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local progress, mine = ours[2], tonumber(ours[1])
+local known = redis.call('HMGET', batch, 'expire', 'progress')
+if not known[1] then return {'missing'} end
+local mine, progress, closed = tonumber(known[1]), known[2], 32768
 
--- First look at every slot, so that a refusal leaves nothing behind.
-local marks, full, mixed = {}, {}, 0
-for slot, cell, n, pass, allotted in string.gmatch(ARGV[6], '(%d+) (%S+) (%d+) (%d+) (%d+)') do
-  local at = tonumber(slot)
+-- Every slot is looked at before anything is written, so that a refusal leaves nothing behind.
+local cells, count, marks, full, mixed = {}, 0, {}, {}, 0
+for slot, index, n, pass, allotted in string.gmatch(rows, '(%d+) (%d+) (%d+) (%d+) (%d+)') do
+  local at, limit = tonumber(slot), tonumber(allotted)
   local mark = struct.unpack('>I4', progress, 4 * at + 1)
   local attempts, passes = math.floor(mark / 65536), mark % 65536
-  if attempts + n > tonumber(allotted) then return {'over', slot, string.format('%d', attempts)} end
+  if attempts + n > limit then return {'over', slot, string.format('%d', attempts)} end
   attempts, passes = attempts + n, passes + pass
-  if attempts == tonumber(allotted) then
-    full[#full + 1] = cell
+  count = count + 1
+  cells[count] = '#' .. index
+  if attempts == limit then
+    full[#full + 1] = cells[count]
     if passes > 0 and passes < attempts then mixed = mixed + 1 end
-    attempts = attempts + 32768
+    attempts = attempts + closed
   end
   marks[at] = struct.pack('>I4', attempts * 65536 + passes)
 end
-local pieces, from = {}, 0
+local pieces = {}
 for at = 0, #progress / 4 - 1 do
   pieces[at + 1] = marks[at] or string.sub(progress, 4 * at + 1, 4 * at + 4)
 end
-redis.call('HSET', KEYS[2], 'progress', table.concat(pieces))
+redis.call('HSET', batch, 'progress', table.concat(pieces))
 
-local event = {}
 for c = 6, #KEYS do
-  local kind, args, k = ARGV[2 * c], {'OVERFLOW', 'SAT'}, 2
-  for cell, n in string.gmatch(ARGV[2 * c + 1], '(%S+) (%S+)') do
-    args[k + 1] = 'INCRBY'; args[k + 2] = kind; args[k + 3] = cell; args[k + 4] = n
-    k = k + 4
+  local kind, args, k, i = ARGV[2 * c], {'OVERFLOW', 'SAT'}, 2, 0
+  for n in string.gmatch(ARGV[2 * c + 1], '%S+') do
+    i = i + 1
+    if n ~= '0' then
+      args[k + 1], args[k + 2], args[k + 3], args[k + 4] = 'INCRBY', kind, cells[i], n
+      k = k + 4
+    end
     if k > 6000 then redis.call('BITFIELD', KEYS[c], unpack(args, 1, k)); k = 2 end
   end
   if k > 2 then redis.call('BITFIELD', KEYS[c], unpack(args, 1, k)) end
 end
 
--- Completed prompts go back to the pool, unless their lease has run out and another batch has them.
+-- Completed prompts go back to the pool, unless their lease ran out and another batch has them.
 local freed = {}
-for start = 1, #full, 1500 do
-  local args = {}
-  local stop = math.min(#full, start + 1499)
-  for i = start, stop do
-    args[#args + 1] = 'SET'; args[#args + 1] = 'u32'; args[#args + 1] = full[i]; args[#args + 1] = '0'
+for first = 1, #full, 1500 do
+  local args, k = {}, 0
+  for i = first, math.min(#full, first + 1499) do
+    args[k + 1], args[k + 2], args[k + 3], args[k + 4] = 'SET', 'u32', full[i], '0'
+    k = k + 4
   end
-  for i, old in ipairs(redis.call('BITFIELD', KEYS[4], unpack(args))) do
-    local cell = full[start + i - 1]
-    if old == mine then freed[#freed + 1] = string.sub(cell, 2)
-    elseif old ~= 0 then redis.call('BITFIELD', KEYS[4], 'SET', 'u32', cell, string.format('%d', old)) end
+  for i, before in ipairs(redis.call('BITFIELD', lease, unpack(args))) do
+    local cell = full[first + i - 1]
+    if before == mine then
+      freed[#freed + 1] = cell
+    elseif before ~= 0 then
+      redis.call('BITFIELD', lease, 'SET', 'u32', cell, string.format('%d', before))
+    end
   end
 end
 
-local receipt = ARGV[7] .. ' ' .. ARGV[8] .. ' ' .. #full .. ' ' .. mixed
-redis.call('SET', KEYS[3], digest .. receipt, 'EX', ttl)
+local receipt = table.concat({attempts_total, passes_total, #full, mixed}, ' ')
+redis.call('SET', record, digest .. receipt, 'EX', ttl)
+redis.call('HINCRBY', meta, 'seq', 1)
 if #full > 0 then
-  redis.call('HINCRBY', KEYS[1], 'groups:' .. window, #full)
-  redis.call('HINCRBY', KEYS[1], 'mixed:' .. window, mixed)
+  redis.call('HINCRBY', meta, 'groups:' .. window, #full)
+  redis.call('HINCRBY', meta, 'mixed:' .. window, mixed)
 end
-if tonumber(step) > tonumber(redis.call('HGET', KEYS[1], 'policy_step')) then redis.call('HSET', KEYS[1], 'policy_step', step) end
-redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[10], '*', 'kind', 'report', 'window', window, 'step', step,
-  'freed', table.concat(freed, ' '), 'groups', #full, 'mixed', mixed, 'columns', ARGV[9], 'deltas', ARGV[11])
+if tonumber(step) > tonumber(state[2]) then redis.call('HSET', meta, 'policy_step', step) end
+redis.call('XADD', events, 'MAXLEN', '~', kept, '*', 'kind', 'report', 'window', window,
+  'step', step, 'freed', table.concat(freed, ' '), 'groups', #full, 'mixed', mixed,
+  'columns', column_names, 'deltas', deltas)
 return {'ok', receipt}
 """
+
+
+Amounts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -92,7 +106,7 @@ class Deltas:
     index_B: NDArray[np.int64]
     attempts_B: NDArray[np.int64]
     passes_B: NDArray[np.int64]
-    columns: Mapping[str, NDArray[np.int64]]
+    columns: Mapping[str, Amounts]
     """By column name, the amounts added to `index_B`'s cells."""
 
 
@@ -120,24 +134,17 @@ class ReportReply:
 
 
 def encode_deltas(deltas: Deltas) -> tuple[str, bytes]:
-    """The event's form: a JSON-free header `name:count …` and packed (index u32, amount i32)."""
-    names, blobs = [], []
-    for name, amounts_B in deltas.columns.items():
-        used = amounts_B != 0
-        pairs = np.stack([deltas.index_B[used], amounts_B[used]], axis=1)
-        names.append(f"{name}={len(pairs)}")
-        blobs.append(pairs.astype(">i4").tobytes())
-    return " ".join(names), b"".join(blobs)
+    """The event's form: the columns' names, and packed i32 rows: indices, then each column."""
+    used = {name: amounts_B for name, amounts_B in deltas.columns.items() if amounts_B.any()}
+    table = np.stack([deltas.index_B, *used.values()])
+    return " ".join(used), table.astype(">i4").tobytes()
 
 
-def decode_deltas(header: str, blob: bytes) -> dict[str, NDArray[np.int32]]:
-    """By column name, (K, 2) pairs of prompt index and amount."""
-    pairs, at, columns = np.frombuffer(blob, ">i4").reshape(-1, 2).astype(np.int32), 0, {}
-    for part in header.split():
-        name, count = part.rsplit("=", 1)
-        columns[name] = pairs[at : at + int(count)]
-        at += int(count)
-    return columns
+def decode_deltas(names: bytes, blob: bytes) -> tuple[NDArray[np.int64], dict[str, Amounts]]:
+    """Back from `encode_deltas`: indices, and by column what was added to them."""
+    columns = names.decode().split()
+    table = np.frombuffer(blob, ">i4").reshape(len(columns) + 1, -1).astype(np.int64)
+    return table[0], dict(zip(columns, table[1:], strict=True))
 
 
 async def report(
@@ -154,37 +161,31 @@ async def report(
     ttl_s: int,
 ) -> ReportReply:
     """Count a report once: all of it or nothing."""
-    cells = [f"#{index}" for index in deltas.index_B.tolist()]
-    rows = zip(
-        deltas.slot_B.tolist(),
-        cells,
-        deltas.attempts_B.tolist(),
-        deltas.passes_B.tolist(),
-        record.slots["attempt_count"][deltas.slot_B].tolist(),
-        strict=True,
+    allotted_B = record.slots["attempt_count"][deltas.slot_B]
+    rows = np.stack(
+        [deltas.slot_B, deltas.index_B, deltas.attempts_B, deltas.passes_B, allotted_B], axis=1
     )
     header, blob = encode_deltas(deltas)
-    used = {name: amounts_B for name, amounts_B in deltas.columns.items() if amounts_B.any()}
     names = [
         keys.meta,
         keys.batch(record.timeline, record.batch_id),
         keys.report(record.timeline, request_id),
         keys.lease,
         keys.events,
-        *(keys.column(window, name) for name in used),
+        *(keys.column(window, name) for name in header.split()),
     ]
-    args: list[Argument] = [layout, digest, window, policy_step, ttl_s]
-    args.append(" ".join("%d %s %d %d %d" % row for row in rows))
-    args += [int(deltas.attempts_B.sum()), int(deltas.passes_B.sum()), header]
-    args += [EVENT_STREAM_LENGTH, blob]
-    for name, amounts_B in used.items():
-        args.append("i32" if name in SIGNED else "u32")
-        args.append(
-            " ".join(f"{c} {n}" for c, n in zip(cells, amounts_B.tolist(), strict=True) if n)
-        )
+    args: list[Argument] = [layout, digest, window, policy_step, ttl_s, _text(rows.ravel())]
+    args += [int(deltas.attempts_B.sum()), int(deltas.passes_B.sum()), EVENT_STREAM_LENGTH]
+    args += [header, blob]
+    for name in header.split():
+        args += ["i32" if name in SIGNED else "u32", _text(deltas.columns[name])]
     with store_errors():
         reply = await redis.register_script(_REPORT)(keys=names, args=args)
     return _decode(reply)
+
+
+def _text(numbers: Amounts) -> str:
+    return " ".join(map(str, numbers.tolist()))
 
 
 def _decode(reply: list[bytes]) -> ReportReply:
