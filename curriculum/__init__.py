@@ -6,7 +6,7 @@ Pure functions of their arguments: no clock, no I/O, no global random state.
 from curriculum.bands import Band, classify_bands, settled
 from curriculum.belief import Belief, posterior
 from curriculum.beta import beta_cdf, beta_quantile
-from curriculum.compose import Prepared, compose_batch, prepare
+from curriculum.compose import Prepared, compose_batch, prepare, warm_up
 from curriculum.config import SelectionConfig
 from curriculum.counts import discount_weights, discounted_counts
 from curriculum.errors import InvalidInputError
@@ -45,4 +45,5 @@ __all__ = [
     "prepare",
     "select_probes",
     "settled",
+    "warm_up",
 ]

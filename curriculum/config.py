@@ -26,7 +26,8 @@ class SelectionConfig:
             an effective .89, .69, .50, .43, .38 of the prompts. Above 32 diversity costs more than
             it brings; MoPPS has .89 on .32.
         rest_steps: policy steps between two servings of a prompt, >= 0; 0 is off. A short rest
-            kept a real GRPO run from serving the same few hundred prompts for ever.
+            kept a real GRPO run from serving the same few hundred prompts for ever. It is cut short
+            in a pool of which more than a quarter would rest.
         review_share: of mastered prompts in a batch, against forgetting; in [0, 1].
         reach_share: of `beyond` prompts, which are never learned if never sampled; in [0, 1].
         reach_attempt_factor: a reach prompt gets this many groups' attempts, >= 1. At 4 x 8 a pass

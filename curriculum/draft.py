@@ -7,6 +7,7 @@ from curriculum.config import SelectionConfig
 from curriculum.pool import Pool, Reason
 
 _NEVER_RESTING = np.iinfo(np.int64).max
+_RESTING_SHARE = 4  # of a small pool at most a quarter rests, or the rest would choose the batch
 
 
 class Draft:
@@ -21,8 +22,9 @@ class Draft:
     ) -> None:
         self._pool = pool
         self._free_N = pool.free_N.copy()
-        rested_step = max(pool.policy_step - config.rest_steps, -1)  # -1: never served is rested
-        self._latest_step = rested_step if resting and config.rest_steps else _NEVER_RESTING
+        rest_steps = min(config.rest_steps, len(pool) // (_RESTING_SHARE * max(prompt_count, 1)))
+        rested_step = max(pool.policy_step - rest_steps, -1)  # -1: never served is rested
+        self._latest_step = rested_step if resting and rest_steps else _NEVER_RESTING
         self._group_D, self.left_K = domain_places(pool.domains, config, prompt_count)
         self._indices: list[Ints] = []
         self._reasons: list[Bytes] = []

@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""The operator's side of the service: the command line `curriculum`."""

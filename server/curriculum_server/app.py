@@ -98,8 +98,8 @@ class App:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(names, self._server)
         address = self._bind()
+        await engine.start()
         await self._server.start()
-        engine.start()
         for name in ("", *names):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         return Serving(address, f"{version}, {where}", metrics)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from dataclasses import dataclass, field
 
+from curriculum import warm_up
 from curriculum_api.errors import AlreadyExistsError, CurriculumError, NotFoundError
 from curriculum_server.engine.config import RunConfig
 from curriculum_server.engine.reporting import BatchCache
@@ -37,8 +38,9 @@ class Engine:
         self._served: dict[str, Served] = {}
         self._follower: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Begin to follow the runs' events in the background."""
+        await asyncio.to_thread(warm_up)
         self._follower = asyncio.create_task(self._follow())
 
     async def stop(self) -> None:

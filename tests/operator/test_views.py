@@ -1,0 +1,284 @@
+"""What is shown: that it fits, says what it should, and is JSON under --json."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from google.protobuf import json_format
+from rich.cells import cell_len
+
+from curriculum_api.v1 import stats_pb2
+from curriculum_api.v1.operator_service_pb2 import GetPromptResponse
+from curriculum_operator.boundary import verdict
+from curriculum_operator.render import bars
+from curriculum_operator.render.words import clean, percent, short
+
+
+def point(k: int, before: float, after: float, prompt_count: int = 2500) -> stats_pb2.BoundaryPoint:
+    return stats_pb2.BoundaryPoint(
+        k=k, prompt_count=prompt_count, before_pass_at_k=before, after_pass_at_k=after
+    )
+
+
+def busy_stats() -> stats_pb2.RunStats:
+    """The numbers of a run in full swing, with names and counts that strain the layout."""
+    domains = []
+    sizes = {"math": 12_000, "code": 3_500, "a-very-long-domain-name-indeed": 987_654, "empty": 1}
+    for number, (name, size) in enumerate(sizes.items()):
+        unseen, beyond, mastered = size // (2 + number), size // 8, size // 9
+        domains.append(
+            stats_pb2.DomainStats(
+                domain=name,
+                prompt_count=size,
+                bands=stats_pb2.BandCounts(
+                    unseen_count=unseen,
+                    beyond_count=beyond,
+                    edge_count=size - unseen - beyond - mastered,
+                    mastered_count=mastered,
+                ),
+                mean_pass_rate=0.31 + 0.1 * number,
+                attempt_count=1_234_567 * (number + 1),
+                pass_count=500_000 * (number + 1),
+                prior_mean=0.25,
+                prior_concentration=2.5,
+            )
+        )
+    windows = [
+        stats_pb2.WindowStats(
+            first_policy_step=5 * n,
+            last_policy_step=5 * n + 4,
+            attempt_count=5120,
+            pass_count=1500 + 60 * n,
+            group_count=640 if n != 3 else 0,
+            mixed_group_count=300 + 8 * n if n != 3 else 0,
+            visited_prompt_count=600,
+        )
+        for n in range(37)
+    ]
+    total = sum(sizes.values())
+    histogram = [int(2e5 / (1 + (bin_ - 4) ** 2)) + 9000 for bin_ in range(20)]
+    return stats_pb2.RunStats(
+        prompt_count=total,
+        bands=stats_pb2.BandCounts(
+            **{
+                f"{band}_count": sum(getattr(d.bands, f"{band}_count") for d in domains)
+                for band in ("unseen", "beyond", "edge", "mastered")
+            }
+        ),
+        domains=domains,
+        windows=windows,
+        pass_rate_histogram=histogram,
+        visited_pass_rate_histogram=[int(n * (0.1 + 0.03 * i)) for i, n in enumerate(histogram)],
+        leased_prompt_count=256,
+        policy_step=184,
+        timeline=1,
+        attempt_count=12_345_670,
+        pass_count=5_000_000,
+        group_count=23_680,
+        mixed_group_count=15_432,
+    )
+
+
+@pytest.fixture
+def busy_run(curriculum, service) -> str:
+    """A run whose numbers and names strain the layout."""
+    curriculum.ok("runs", "create", "busy")
+    service.runs["busy"].stats.CopyFrom(busy_stats())
+    return "busy"
+
+
+@pytest.fixture
+def filled(curriculum, math, write_lines) -> str:
+    """A pool with names that are as awkward as the contract allows."""
+    records = [
+        {"id": "i" * 80 + str(n), "text": f"\x1b[31mred [bold]{n}" + "long " * 900, "answer": n}
+        for n in range(14)
+    ]
+    curriculum.ok(
+        "prompts", "add", math, write_lines(*records), "--domain", "[red]\x1b[2J" + "d" * 60
+    )
+    return math
+
+
+COMMANDS = [
+    ["stats", "busy"],
+    ["boundary", "busy", "--before", "0:9", "--after", "100:1000000"],
+    ["runs", "list"],
+    ["runs", "show", "math"],
+    ["prompts", "list", "math"],
+    ["prompts", "show", "math", "i" * 80 + "13"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command[:2]))
+def test_every_view_fits_80_columns_without_colour(curriculum, service, filled, busy_run, command):
+    service.points = [point(1, 0.3, 0.5), point(8, 0.6, 0.5)]
+    for env in ({}, {"NO_COLOR": "1"}):
+        shown = curriculum.ok(*command, **env)
+        assert "\x1b" not in shown
+        assert max(cell_len(line) for line in shown.splitlines()) <= 80
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command[:2]))
+def test_every_command_prints_one_document_under_json(
+    curriculum, service, filled, busy_run, command
+):
+    service.points = [point(1, 0.3, 0.5)]
+    assert isinstance(curriculum.json(*command), dict)
+    assert json.loads(curriculum.ok("--json", *command)) == curriculum.json(*command)
+
+
+def test_stats_show_the_numbers_that_matter(curriculum, busy_run):
+    shown = curriculum.ok("stats", busy_run)
+    for said in (
+        "step 184 · timeline 1",
+        "prompts 1,003,155   leased 256   attempts 12,345,670   passed 41%",
+        "mixed groups 65%   last 5 windows 89%   newest window 92%",
+        "math               12.0k",
+        "░ 50% ▒ 12% █ 26% ▓ 11%",
+        "░ unseen   ▒ beyond   █ edge   ▓ mastered",
+        "47% → 92%",
+        "steps 0–184",
+    ):
+        assert said in shown
+    assert "▄▄▄·▅" in shown  # the window without a group is a dot
+
+
+def test_stats_as_json_are_the_contracts_message(curriculum, service, busy_run):
+    shown = curriculum.json("stats", busy_run)
+    stats = service.runs[busy_run].stats
+    assert json_format.ParseDict(shown, stats_pb2.RunStats()) == stats
+    assert shown["prompt_count"] == stats.prompt_count
+    assert shown["domains"][3]["bands"]["unseen_count"] == 0
+
+
+def test_stats_of_an_empty_run_say_what_to_do(curriculum, service, math):
+    assert "The pool is empty: curriculum prompts add math SOURCE" in curriculum.ok("stats", math)
+    stats = service.runs[math].stats
+    stats.prompt_count = stats.bands.unseen_count = 5
+    stats.domains.add(domain="d", prompt_count=5, bands=stats.bands)
+    stats.pass_rate_histogram.extend([0] * 10 + [5] + [0] * 9)
+    shown = curriculum.ok("stats", math)
+    assert "mixed groups –" in shown
+    assert "No window has an attempt yet." in shown
+
+
+def test_watching_does_not_go_with_json(curriculum, busy_run):
+    assert "--watch" in curriculum.error("stats", busy_run, "--watch", "1", "--json", code=2)
+
+
+def test_watching_shows_every_state_and_ends_on_ctrl_c(curriculum, busy_run, monkeypatch):
+    naps = iter([None, None])
+
+    def nap(_seconds):
+        if next(naps, KeyboardInterrupt) is KeyboardInterrupt:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("curriculum_operator.commands.stats.time.sleep", nap)
+    assert curriculum.ok("stats", busy_run, "--watch", "5").count("step 184") == 3
+
+
+def test_prompts_are_listed_by_domain_and_band_up_to_the_limit(curriculum, math, write_lines):
+    records = [{"id": str(n), "text": "q", "domain": f"d{n % 2}"} for n in range(60)]
+    curriculum.ok("prompts", "add", math, write_lines(*records))
+
+    def listed(*args):
+        found = curriculum.json("prompts", "list", math, *args)["prompts"]
+        return [int(state["prompt_id"]) for state in found]
+
+    assert listed() == list(range(50))
+    assert listed("--limit", "13") == list(range(13))
+    assert listed("--domain", "d1", "--limit", "99") == list(range(1, 60, 2))
+    assert listed("--band", "edge") == list(range(2, 60, 4))
+    assert "No such prompts." in curriculum.ok("prompts", "list", math, "--domain", "none")
+    curriculum.error("prompts", "list", math, "--band", "unspecified", code=2)
+
+
+def test_a_prompt_is_shown_with_belief_and_history(curriculum, service, math, write_lines):
+    records = [
+        {"id": str(n), "text": "Why?", "domain": "d", "tags": ["t"], "features": {"x": 2}, "a": 1}
+        for n in range(8)
+    ]
+    curriculum.ok("prompts", "add", math, write_lines(*records))
+    shown = curriculum.ok("prompts", "show", math, "7")
+    for said in ("0.70 (0.50–0.90)", "▁▂▃▄▅▆▇", "30–34     6/8", "x=2", "Why?", '"a": 1'):
+        assert said in shown
+    as_json = curriculum.json("prompts", "show", math, "7")
+    assert as_json["state"]["band"] == "BAND_MASTERED"
+    assert as_json["state"]["lease_expire_time"] is None
+    assert json_format.ParseDict(as_json, GetPromptResponse()).prompt.text == "Why?"
+    assert "no such prompt" in curriculum.error("prompts", "show", math, "none")
+
+
+def test_a_boundary_shows_changes_and_a_verdict(curriculum, service, busy_run):
+    service.points = [point(1, 0.3, 0.5), point(8, 0.6, 0.5, prompt_count=1600)]
+    command = ("boundary", busy_run, "--before", "0:9", "--after", "100:184", "--k", "1,8")
+    shown = curriculum.ok(*command)
+    for said in ("+0.200", "-0.100", "Looks like sharpening", "steps 100–184", "±0.025"):
+        assert said in shown
+    found = curriculum.json(*command)
+    assert found["verdict"] == "sharpened"
+    assert [p["k"] for p in found["points"]] == [1, 8]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--before", "9:0", "--after", "1:2"],
+        ["--before", "5", "--after", "1:2"],
+        ["--before", "0:1", "--after", "-1:2"],
+        ["--before", "0:1", "--after", "1:2", "--k", "0"],
+        ["--before", "0:1", "--after", "1:2", "--k", "1,,2"],
+    ],
+)
+def test_a_malformed_range_or_k_is_a_usage_error(curriculum, args):
+    curriculum.error("boundary", "r", *args, code=2)
+
+
+@pytest.mark.parametrize(
+    ("points", "word"),
+    [
+        ([point(1, 0.3, 0.5), point(8, 0.6, 0.5)], "sharpened"),
+        ([point(1, 0.3, 0.5), point(8, 0.6, 0.7)], "expanded"),
+        ([point(1, 0.3, 0.3), point(8, 0.6, 0.7)], "expanded"),
+        ([point(1, 0.3, 0.5), point(8, 0.6, 0.61)], "unclear"),
+        ([point(1, 0.3, 0.31), point(8, 0.6, 0.61)], "unclear"),
+        ([point(1, 0.3, 0.2), point(8, 0.6, 0.5)], "worse"),
+        ([point(1, 0.3, 0.5)], "unclear"),
+        ([point(1, 0.3, 0.5), point(8, 0, 0, prompt_count=0)], "unclear"),
+        # Ten prompts stray by 0.32: far more than what was seen.
+        ([point(1, 0.3, 0.5, 10), point(8, 0.6, 0.4, 10)], "unclear"),
+        ([], "unclear"),
+    ],
+)
+def test_a_verdict_is_given_only_beyond_chance(points, word):
+    assert verdict(points).word == word
+
+
+def test_bars_fill_their_width_and_hide_nothing():
+    bands = stats_pb2.BandCounts(
+        unseen_count=1_000_000, beyond_count=1, edge_count=1, mastered_count=0
+    )
+    assert bars.band_bar(bands, 20).plain == "░" * 18 + "▒" + "█"
+    assert bars.band_bar(stats_pb2.BandCounts(), 20).plain == ""
+    assert bars.sparkline([0, None, 0.5, 1]).plain == "▁·▅█"
+    assert bars.interval_bar(0.2, 0.5, 0.7, 10).plain == "··━━━●━━··"
+    assert bars.interval_bar(0, 1, 1, 10).plain == "━━━━━━━━━●"
+
+
+def test_a_histogram_shows_the_smallest_bin_and_shades_the_unvisited():
+    rows = [row.plain for row in bars.histogram([1600, 1, 800], [800, 0, 0])]
+    assert rows[0] == "░░       "
+    assert rows[4] == "██    ░░ "
+    assert rows[7] == "██ ░░ ░░ "
+
+
+def test_numbers_are_short_and_honest():
+    assert [short(n) for n in (0, 9999, 10_000, 999_999, 2_500_000, 10**12)] == [
+        *("0", "9,999", "10.0k", "1000k", "2.5M", "1.0T")
+    ]
+    assert [percent(x) for x in (None, 0, 0.001, 0.5, 0.999, 1)] == [
+        *("–", "0%", "<1%", "50%", ">99%", "100%")
+    ]
+    assert clean("a\x1b[2J\u202eb\n\tc") == "a�[2J�b\n\tc"
