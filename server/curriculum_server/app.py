@@ -24,6 +24,7 @@ from curriculum_server import logs
 from curriculum_server.config import ServerConfig, read_config, split_address
 from curriculum_server.engine.engine import Engine
 from curriculum_server.rpc import generic_handler
+from curriculum_server.security import Tokens, check_exposure, read_credentials, read_tokens
 from curriculum_server.services.operator import OperatorService
 from curriculum_server.services.probe import ProbeService
 from curriculum_server.services.trainer import TrainerService
@@ -79,6 +80,7 @@ class App:
         await self._closing.aclose()
 
     async def _start(self) -> Serving:
+        tokens = read_tokens(self.config.tokens)
         metrics = self._start_metrics()
         url, where = await self._start_store()
         redis = connect(url)
@@ -94,10 +96,10 @@ class App:
         for module, name, servicer in services:
             descriptor = module.DESCRIPTOR.services_by_name[name]
             names.append(descriptor.full_name)
-            self._server.add_generic_rpc_handlers((generic_handler(descriptor, servicer),))
+            self._server.add_generic_rpc_handlers((generic_handler(descriptor, servicer, tokens),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(names, self._server)
-        address = self._bind()
+        address = self._bind(tokens)
         await engine.start()
         await self._server.start()
         for name in ("", *names):
@@ -133,13 +135,22 @@ class App:
         self._closing.callback(close)
         return f"http://{host}:{server.server_port}/metrics"
 
-    def _bind(self) -> str:
-        host, _ = split_address("listen", self.config.listen)
+    def _bind(self, tokens: Tokens) -> str:
+        config = self.config
+        host, _ = split_address("listen", config.listen)
+        credentials = read_credentials(
+            config.tls_server_cert, config.tls_server_key, config.tls_client_ca
+        )
+        if not config.allow_insecure:
+            check_exposure(config.listen, host, encrypted=credentials is not None, tokens=tokens)
         try:
-            port = self._server.add_insecure_port(self.config.listen)
+            if credentials is None:
+                port = self._server.add_insecure_port(config.listen)
+            else:
+                port = self._server.add_secure_port(config.listen, credentials)
         except RuntimeError as error:
             raise StateError(
-                f"listen={self.config.listen}: cannot listen; is the port in use? choose another "
+                f"listen={config.listen}: cannot listen; is the port in use? choose another "
                 "address with --listen HOST:PORT"
             ) from error
         return f"{host}:{port}"

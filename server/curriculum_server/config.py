@@ -14,7 +14,9 @@ from curriculum_api.errors import InvalidRequestError
 from curriculum_api.limits import DEFAULT_PORT
 
 ENVIRONMENT_PREFIX = "CURRICULUM_"
-FOREIGN_VARIABLES = frozenset({"CURRICULUM_SERVER", "CURRICULUM_TOKEN", "CURRICULUM_CONFIG"})
+FOREIGN_VARIABLES = frozenset(
+    f"CURRICULUM_{name}" for name in ("SERVER", "TOKEN", "TLS_CA", "TLS_CERT", "TLS_KEY", "CONFIG")
+)
 """Read by the clients, or to find the TOML file."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 APPENDFSYNC = ("always", "everysec")
@@ -36,6 +38,11 @@ class ServerConfig:
         appendfsync: when the embedded Valkey's log reaches the disk. "everysec" can lose the last
             second if the machine dies; "always" loses nothing and about halves the rate.
         metrics: where Prometheus reads; "off" for nowhere.
+        tls_server_cert: PEM file of the server's certificate.
+        tls_server_key: PEM file of its key.
+        tls_client_ca: PEM file of the CA whose certificates callers must show.
+        tokens: TOML file of bearer tokens and their roles: trainer, prober, operator.
+        allow_insecure: listen beyond loopback also without TLS and tokens.
         log_level: of this server's own lines.
         log_json: one JSON object per line instead of text.
         drain_s: how long calls in flight may go on after SIGTERM.
@@ -46,6 +53,11 @@ class ServerConfig:
     data_dir: str = ""
     appendfsync: str = "everysec"
     metrics: str = "127.0.0.1:9464"
+    tls_server_cert: str = ""
+    tls_server_key: str = ""
+    tls_client_ca: str = ""
+    tokens: str = ""
+    allow_insecure: bool = False
     log_level: str = "info"
     log_json: bool = False
     drain_s: float = 10.0
@@ -102,6 +114,10 @@ def _parser() -> argparse.ArgumentParser:
         "data_dir": ("DIR", "where the embedded Valkey keeps its files"),
         "appendfsync": ("|".join(APPENDFSYNC), "when the embedded Valkey's log reaches the disk"),
         "metrics": ("HOST:PORT", 'where Prometheus reads, or "off"'),
+        "tls_server_cert": ("FILE", "the server's certificate, PEM"),
+        "tls_server_key": ("FILE", "its key, PEM"),
+        "tls_client_ca": ("FILE", "ask callers for a certificate of this CA, PEM"),
+        "tokens": ("FILE", 'TOML file of lines "token" = "trainer|prober|operator"'),
         "log_level": ("|".join(LOG_LEVELS), "least severe lines to log"),
         "drain_s": ("SECONDS", "how long calls in flight may go on after SIGTERM"),
     }
@@ -110,9 +126,11 @@ def _parser() -> argparse.ArgumentParser:
     for name, (metavar, text) in helps.items():
         shown = f"{text} (default: {defaults[name] or 'none'})"
         parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=shown)
-    parser.add_argument(
-        "--log-json", action="store_true", default=None, help="log one JSON object per line"
-    )
+    for flag, text in (
+        ("--log-json", "log one JSON object per line"),
+        ("--allow-insecure", "listen beyond loopback also without TLS and tokens"),
+    ):
+        parser.add_argument(flag, action="store_true", default=None, help=text)
     return parser
 
 
@@ -143,7 +161,7 @@ def _check_known(shown: str, name: str) -> None:
 
 
 def _typed(name: str, value: Any) -> Any:
-    if name == "log_json":
+    if name in ("log_json", "allow_insecure"):
         if str(value).lower() not in ("true", "false", "1", "0"):
             raise _refused(name, value, "true or false")
         return str(value).lower() in ("true", "1")

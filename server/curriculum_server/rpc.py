@@ -1,4 +1,4 @@
-"""What is round every RPC: decoding, errors to statuses, a time limit, one log line, metrics."""
+"""What is round every RPC: roles, decoding, errors to statuses, a time limit, log lines, metrics."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from curriculum_api.errors import (
     InvalidRequestError,
 )
 from curriculum_server import metrics
+from curriculum_server.security import Tokens
 
 REQUEST_LIMIT_S = 60.0
 """No call is meant to take longer; whoever waits for one that does can repeat it."""
@@ -32,14 +33,16 @@ access_log = logging.getLogger("curriculum_server.access")
 logger = logging.getLogger(__name__)
 
 
-def generic_handler(descriptor: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+def generic_handler(
+    descriptor: ServiceDescriptor, servicer: object, tokens: Tokens
+) -> grpc.GenericRpcHandler:
     """The service's methods, each found on the servicer by name and wrapped.
 
     A servicer's method takes the request and returns the response message, or its bytes.
     """
     handlers = {
         method.name: grpc.unary_unary_rpc_method_handler(
-            _handler(method, getattr(servicer, method.name)),
+            _handler(method, getattr(servicer, method.name), tokens),
             response_serializer=lambda r: r if isinstance(r, bytes) else r.SerializeToString(),
         )
         for method in descriptor.methods
@@ -47,12 +50,14 @@ def generic_handler(descriptor: ServiceDescriptor, servicer: object) -> grpc.Gen
     return grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
 
 
-def _handler(method: MethodDescriptor, serve: Serve) -> Any:
+def _handler(method: MethodDescriptor, serve: Serve, tokens: Tokens) -> Any:
+    service = method.containing_service.name
     request_class = GetMessageClass(method.input_type)
 
     async def handle(content: bytes, context: Any) -> Message | bytes:
         started, run_id, error = time.perf_counter(), "", None
         try:
+            tokens.authorise(service, method.name, context.invocation_metadata())
             request = _decode(request_class, content)
             run_id = getattr(request, "run_id", "")
             async with asyncio.timeout(REQUEST_LIMIT_S):
