@@ -83,11 +83,11 @@ def report_request(message: Any) -> ReportRequest:
     """From a ReportOutcomesRequest or a ReportProbesRequest, which have the same fields."""
     outcomes = message.outcomes
     attempts = Attempts(
-        slots_K=np.array(list(outcomes.slots), np.int64),
-        rewards_K=np.array(list(outcomes.rewards), np.float32),
-        tokens_K=np.array(list(outcomes.token_counts), np.int64) if outcomes.token_counts else None,
+        slots_K=np.array(outcomes.slots, np.int64),
+        rewards_K=np.array(outcomes.rewards, np.float32),
+        tokens_K=np.array(outcomes.token_counts, np.int64) if outcomes.token_counts else None,
         channels={
-            name: np.array(list(channel.values), np.float32)
+            name: np.array(channel.values, np.float32)
             for name, channel in outcomes.channels.items()
         },
     )

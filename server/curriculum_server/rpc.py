@@ -1,4 +1,4 @@
-"""What is round every RPC: roles, decoding, errors to statuses, a time limit, log lines, metrics."""
+"""What is round every RPC: roles, decoding, statuses, a time limit, log lines and metrics."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ REQUEST_LIMIT_S = 60.0
 """No call is meant to take longer; whoever waits for one that does can repeat it."""
 ERROR_KEY = "curriculum-error"
 """Trailing metadata: the name of the error's class."""
+MAX_DETAILS = 500
+"""Characters of a status; gRPC's limit for all metadata is 8 KiB, percent-encoded."""
 
 Serve = Callable[[Any], Awaitable[Message | bytes]]
 
@@ -68,7 +70,7 @@ def _handler(method: MethodDescriptor, serve: Serve, tokens: Tokens) -> Any:
         _observe(method.name, run_id, code, time.perf_counter() - started)
         if error is not None:
             metadata = ((ERROR_KEY, type(error).__name__),)
-            await context.abort(code, str(error), trailing_metadata=metadata)
+            await context.abort(code, _details(error), trailing_metadata=metadata)
         return response
 
     return handle
@@ -96,6 +98,11 @@ def _status(error: CurriculumError | None) -> grpc.StatusCode:
         return grpc.StatusCode.OK
     name = next((STATUS_NAMES[c] for c in type(error).__mro__ if c in STATUS_NAMES), "INTERNAL")
     return grpc.StatusCode[name]
+
+
+def _details(error: CurriculumError) -> str:
+    text = str(error)
+    return text if len(text) <= MAX_DETAILS else f"{text[: MAX_DETAILS - 1]}…"
 
 
 def _observe(method: str, run_id: str, code: grpc.StatusCode, elapsed_s: float) -> None:

@@ -85,11 +85,15 @@ def _prompt(name: str, value: prompt_pb2.Prompt) -> None:
 
 def _json_object(name: str, value: str) -> None:
     try:
-        parsed = json.loads(value)
+        parsed = json.loads(value, parse_constant=_no_json)
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"{name}={_shown(value)}: must be JSON: {error}") from error
     if not isinstance(parsed, dict):
         raise InvalidRequestError(f"{name}={_shown(value)}: must be a JSON object")
+
+
+def _no_json(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _length(name: str, length: int, rows: int) -> None:

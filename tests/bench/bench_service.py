@@ -15,8 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -28,7 +30,7 @@ from curriculum_api.v1 import trainer_service_pb2 as tr
 from curriculum_api.v1.operator_service_pb2_grpc import OperatorServiceStub
 from curriculum_api.v1.trainer_service_pb2_grpc import TrainerServiceStub
 
-GROUP_SIZE = 8
+T = TypeVar("T")
 TEXT = "A train leaves at {0} and travels {0} km at {1} km/h. When does it arrive? " * 2
 OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -74,10 +76,26 @@ def process(*arguments: str) -> Iterator[str]:
             started.terminate()
 
 
-def timed(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return (time.perf_counter() - start) * 1e3
+class Timer:
+    """Times calls by name, in milliseconds, each after a pause: a trainer trains between them."""
+
+    def __init__(self, pause_s: float) -> None:
+        self._pause_s = pause_s
+        self._times: dict[str, list[float]] = defaultdict(list)
+
+    def call(self, name: str, function: Callable[..., T], *arguments: Any) -> T:
+        time.sleep(self._pause_s)
+        start = time.perf_counter()
+        result = function(*arguments)
+        self._times[name].append((time.perf_counter() - start) * 1e3)
+        return result
+
+    def medians(self) -> dict[str, float]:
+        """By name, without the first tenth."""
+        return {
+            f"{name}_ms": statistics.median(times[len(times) // 10 :])
+            for name, times in self._times.items()
+        }
 
 
 def fill(operator: OperatorServiceStub, prompt_count: int) -> None:
@@ -95,7 +113,10 @@ def fill(operator: OperatorServiceStub, prompt_count: int) -> None:
         operator.AddPrompts(op.AddPromptsRequest(run_id="bench", prompts=prompts))
 
 
-def report_for(batch: batch_pb2.Batch, rng: np.random.Generator, step: int) -> tr.ReportOutcomesRequest:
+def report_for(
+    batch: batch_pb2.Batch, rng: np.random.Generator, step: int, *, with_tokens: bool
+) -> tr.ReportOutcomesRequest:
+    """Binary rewards for every attempt of the batch, half of them passes."""
     slots = [p.slot for p in batch.prompts for _ in range(p.attempt_count)]
     rewards = (rng.random(len(slots)) < 0.5).astype(float)
     return tr.ReportOutcomesRequest(
@@ -105,37 +126,44 @@ def report_for(batch: batch_pb2.Batch, rng: np.random.Generator, step: int) -> t
         timeline=batch.timeline,
         policy_step=step,
         outcomes=batch_pb2.Outcomes(
-            slots=slots, rewards=rewards.tolist(), token_counts=[200] * len(slots)
+            slots=slots,
+            rewards=rewards.tolist(),
+            token_counts=[200] * len(slots) if with_tokens else [],
         ),
     )
 
 
-def measure(address: str, echo_address: str, prompt_count: int, steps: int, batch_size: int) -> dict[str, float]:
+def measure(address: str, echo_address: str, options: argparse.Namespace) -> dict[str, float]:
     """Medians, in milliseconds, and their ratios to the echo."""
-    rng = np.random.default_rng(0)
+    rng, timer = np.random.default_rng(0), Timer(options.pause_ms / 1e3)
     with (
         grpc.insecure_channel(address, OPTIONS) as channel,
         grpc.insecure_channel(echo_address, OPTIONS) as echo_channel,
     ):
         trainer = TrainerServiceStub(channel)
         echo = echo_channel.unary_unary(ECHO)
-        fill(OperatorServiceStub(channel), prompt_count)
-        times: dict[str, list[float]] = {name: [] for name in ("next", "next_echo", "report", "report_echo")}
-        for step in range(steps):
+        fetch = echo_channel.unary_unary(
+            ECHO, response_deserializer=tr.NextBatchResponse.FromString
+        )
+        send = echo_channel.unary_unary(
+            ECHO, request_serializer=tr.ReportOutcomesRequest.SerializeToString
+        )
+        fill(OperatorServiceStub(channel), options.prompts)
+        for step in range(options.steps):
             ask = tr.NextBatchRequest(
-                run_id="bench", request_id=f"batch-{step}", prompt_count=batch_size, policy_step=step
+                run_id="bench",
+                request_id=f"batch-{step}",
+                prompt_count=options.batch,
+                policy_step=step,
             )
-            answers: list[tr.NextBatchResponse] = []
-            times["next"].append(timed(lambda: answers.append(trainer.NextBatch(ask))))
-            content = answers[0].SerializeToString()
+            answer = timer.call("next", trainer.NextBatch, ask)
+            content = answer.SerializeToString()
             echo(b"keep " + content)
-            times["next_echo"].append(
-                timed(lambda: tr.NextBatchResponse.FromString(echo(b"get")))
-            )
-            report = report_for(answers[0].batch, rng, step)
-            times["report"].append(timed(lambda: trainer.ReportOutcomes(report)))
-            times["report_echo"].append(timed(lambda: echo(report.SerializeToString())))
-    medians = {f"{name}_ms": statistics.median(values[steps // 10 :]) for name, values in times.items()}
+            timer.call("next_echo", fetch, b"get")
+            report = report_for(answer.batch, rng, step, with_tokens=options.tokens)
+            timer.call("report", trainer.ReportOutcomes, report)
+            timer.call("report_echo", send, report)
+    medians = timer.medians()
     return medians | {
         "next_batch_ratio": medians["next_ms"] / medians["next_echo_ms"],
         "report_ratio": medians["report_ms"] / medians["report_echo_ms"],
@@ -149,6 +177,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=100_000)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--tokens", action="store_true", help="report token counts as well")
+    parser.add_argument("--pause-ms", type=float, default=20, help="before each timed call")
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
     if options.echo:
@@ -164,7 +194,7 @@ def main() -> None:
             ) as address,
             process(__file__, "--echo") as echo_address,
         ):
-            result = measure(address, echo_address, options.prompts, options.steps, options.batch)
+            result = measure(address, echo_address, options)
         print("  ".join(f"{name}={value:.2f}" for name, value in result.items()), flush=True)
         results.append(result)
     middle = {name: statistics.median(r[name] for r in results) for name in results[0]}

@@ -150,24 +150,40 @@ def test_the_edge_takes_the_places_that_review_and_reach_cannot_fill(make_pool):
     assert (selection.reasons_B == Reason.EDGE).sum() == 30
 
 
+def mostly_leased_pool(make_pool, last_served_step, **given):
+    """The given prompts, free, in a pool so large that its rest is not cut short."""
+    leased = 200
+    last = np.concatenate([last_served_step, np.full(leased, -1)])
+    free = np.arange(len(last)) < len(last_served_step)
+    passes = np.full(len(last), 4.0)
+    return pool_of(make_pool, passes, last_served_step_N=last, free_N=free, **given)
+
+
 def test_a_prompt_rests_until_its_steps_have_passed(make_pool):
-    last = np.array([100, 96, 95, -1, 3])
     config = replace(NO_RESERVES, rest_steps=5)
-    pool = pool_of(make_pool, np.full(5, 4.0), last_served_step_N=last)
+    pool = mostly_leased_pool(make_pool, [100, 96, 95, -1, 3])
     assert sorted(compose(pool, config, 3).indices_B.tolist()) == [2, 3, 4]
-    early = replace(pool, policy_step=2, last_served_step_N=np.array([0, -1, 0, -1, 0]))
+    early = mostly_leased_pool(make_pool, [0, -1, 0, -1, 0], policy_step=2)
     assert sorted(compose(early, config, 2).indices_B.tolist()) == [1, 3]
 
 
 def test_the_rest_is_waived_for_the_longest_rested_when_nothing_else_is_left(make_pool):
-    last = np.array([100, 97, 98, 99, 0, 96])
-    selection = compose(
-        pool_of(make_pool, np.full(6, 4.0), last_served_step_N=last), NO_RESERVES, 4
-    )
+    pool = mostly_leased_pool(make_pool, [100, 97, 98, 99, 0, 96])
+    selection = compose(pool, NO_RESERVES, 4)
     filled = selection.reasons_B == Reason.FILL
     assert sorted(selection.indices_B[filled].tolist()) == [1, 2, 5]
     assert selection.indices_B[~filled].tolist() == [4]
     assert selection.shortfall == ""
+
+
+def test_of_a_small_pool_at_most_a_quarter_rests(make_pool):
+    last = np.repeat([96, 97, 98, 99], 10)
+    pool = pool_of(make_pool, np.full(40, 4.0), last_served_step_N=last)
+    # 40 prompts, 4 a step: 2 steps of rest make 8 of them rest, 3 would make 12.
+    reasons = compose(pool, replace(NO_RESERVES, rest_steps=50), 4).reasons_B
+    assert set(reasons) == {Reason.EDGE}
+    served = [compose(pool, NO_RESERVES, 4, seed).indices_B for seed in range(20)]
+    assert set(last[np.concatenate(served)]) == {96, 97, 98}
 
 
 def test_without_rest_a_prompt_may_be_served_at_once(make_pool):

@@ -58,23 +58,23 @@ class SelectionConfig(google.protobuf.message.Message):
     discount: builtins.float
     """Weight that evidence keeps per policy step, in (0, 1]."""
     optimism: builtins.float
-    """Standard deviations by which an uncertain pass rate is moved towards 1/2, in [0, 10]."""
+    """Standard deviations by which an uncertain pass rate is moved towards 1/2; at least 0."""
     sharpness: builtins.float
-    """Exponent on the score in the softened draw, in (0, 64]; larger is greedier."""
+    """Exponent on the score in the softened draw, at least 0; larger is greedier."""
     rest_steps: builtins.int
-    """Policy steps between two servings of one prompt, in [0, 1000000]; 0 turns the rest off."""
+    """Policy steps between two servings of one prompt; 0 turns the rest off."""
     review_share: builtins.float
     """Share of a batch given to mastered prompts, in [0, 1]."""
     reach_share: builtins.float
     """Share of a batch given to prompts beyond the edge, in [0, 1]."""
     reach_attempt_factor: builtins.int
-    """Attempts of a reach prompt as a multiple of group_size, in [1, 64]."""
+    """Attempts of a reach prompt as a multiple of group_size; at least 1."""
     edge_low: builtins.float
-    """Pass rate below which a prompt is beyond the edge, in [0, 0.5)."""
+    """Pass rate below which a prompt is beyond the edge, in (0, 0.5)."""
     edge_high: builtins.float
-    """Pass rate above which a prompt is mastered, in (0.5, 1]."""
+    """Pass rate above which a prompt is mastered, in (0.5, 1)."""
     candidate_ratio: builtins.int
-    """Candidates drawn per served prompt by the strategy "thompson", in [1, 1024]."""
+    """Candidates drawn per served prompt by the strategy "thompson"; at least 1."""
     @property
     def domain_shares(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
         """Share of a batch for each listed domain; they add up to at most 1. Empty for none."""

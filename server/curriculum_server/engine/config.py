@@ -10,13 +10,21 @@ from typing import Any
 
 from curriculum import InvalidInputError, SelectionConfig
 from curriculum_api.errors import InvalidRequestError, StateError
-from curriculum_api.limits import MAX_CHANNELS
+from curriculum_api.limits import MAX_CHANNELS, MAX_DOMAINS
 from curriculum_server.store.batches import MAX_SLOT_ATTEMPTS
 
 CHANNEL_NAME = re.compile(r"[a-z0-9_]{1,64}")
 MAX_LEASE_TTL_S = 7 * 24 * 3600
 FIXED_FIELDS = ("reward_min", "reward_max", "pass_threshold", "seed", "channels")
 """What the ledger's counts depend on: set at creation only."""
+LARGEST_SELECTION = {
+    "optimism": 10.0,
+    "sharpness": 64.0,
+    "rest_steps": 1_000_000,
+    "reach_attempt_factor": 64,
+    "candidate_ratio": 1024,
+}
+"""The contract's upper bounds, where the mathematics has none."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,9 @@ class RunConfig:
     channels: tuple[ChannelConfig, ...] = ()
 
     def __post_init__(self) -> None:
+        _check_selection(self.selection)
+        if not math.isfinite(self.reward_min):
+            raise _refused("reward_min", self.reward_min, "finite")
         _check_range("reward_max", self.reward_min, self.reward_max)
         if not self.reward_min < self.pass_threshold <= self.reward_max:
             allowed = f"in ({self.reward_min:g}, {self.reward_max:g}]"
@@ -111,6 +122,20 @@ class RunConfig:
             return replace(self, selection=SelectionConfig.from_mapping(selection), **rest)
         except InvalidInputError as error:
             raise InvalidRequestError(f"config.selection.{error}") from error
+
+
+def _check_selection(selection: SelectionConfig) -> None:
+    for name, most in LARGEST_SELECTION.items():
+        value = getattr(selection, name)
+        if value > most:
+            raise _refused(f"selection.{name}", value, f"at most {most:g}")
+    if not selection.edge_low < 0.5 < selection.edge_high:
+        below = selection.edge_low < 0.5
+        name, allowed = ("edge_high", "above 0.5") if below else ("edge_low", "below 0.5")
+        raise _refused(f"selection.{name}", getattr(selection, name), allowed)
+    if len(selection.domain_shares) > MAX_DOMAINS:
+        shown = f"{len(selection.domain_shares)} domains"
+        raise _refused("selection.domain_shares", shown, f"at most {MAX_DOMAINS}")
 
 
 def _check_range(name: str, low: float, high: float) -> None:

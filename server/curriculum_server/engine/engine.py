@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from curriculum import warm_up
 from curriculum_api.errors import AlreadyExistsError, CurriculumError, NotFoundError
+from curriculum_server.engine.composing import Composer
 from curriculum_server.engine.config import RunConfig
 from curriculum_server.engine.reporting import BatchCache
 from curriculum_server.engine.run import Run
@@ -27,6 +28,7 @@ class Served:
 
     run: Run
     batches: BatchCache = field(default_factory=BatchCache)
+    composer: Composer = field(default_factory=Composer)
     warming: asyncio.Task[None] | None = None
 
 
@@ -105,21 +107,22 @@ class Engine:
         """Fold in what was just reported before somebody waits for it."""
         served = self.served(run_id)
         if served.warming is None or served.warming.done():
-            served.warming = asyncio.create_task(self._sync_quietly(served.run))
+            served.warming = asyncio.create_task(self._sync_quietly(served))
 
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(FOLLOW_INTERVAL_S)
             for served in list(self._served.values()):
                 if served.run.is_loaded:
-                    await self._sync_quietly(served.run)
+                    await self._sync_quietly(served)
 
-    async def _sync_quietly(self, run: Run) -> None:
+    async def _sync_quietly(self, served: Served) -> None:
         """Background work: whoever asks next meets the same error and is told."""
+        run = served.run
         try:
             async with run.lock:
                 await run.sync()
-                await run.prepare_next()
+                await served.composer.look_ahead(run)
         except NotFoundError:
             self.forget(run.run_id)
         except CurriculumError as error:

@@ -78,7 +78,7 @@ async def rollback(run: Run, request_id: str, checkpoint_name: str) -> tuple[int
             return rolled, Change(
                 "reload",
                 records={record_key: json.dumps(record).encode()},
-                deletes=[run.keys.lease, *deletes],
+                deletes=[run.keys.leases, *deletes],
                 meta_fields=fields,
             )
 

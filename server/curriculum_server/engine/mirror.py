@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from curriculum import Pool, Prepared, discount_weights, discounted_counts, prepare
 from curriculum_server.engine.catalog import Catalog
 from curriculum_server.engine.config import RunConfig
-from curriculum_server.store.columns import ATTEMPTS, PASSES, SERVED, cell_dtype, cell_indices
+from curriculum_server.store.batches import CLOSED, INDEX_DTYPE
+from curriculum_server.store.columns import ATTEMPTS, PASSES, SERVED, cell_dtype
 from curriculum_server.store.document import Document, Window
-from curriculum_server.store.load import Header
+from curriculum_server.store.load import Header, Snapshot
 from curriculum_server.store.reports import decode_deltas
 
 KEPT_STEPS = 2
@@ -37,6 +38,8 @@ class Mirror:
     layout: int
     seq: int
     """Events folded in, from the run's first."""
+    claims: int
+    """Those of them that lease prompts."""
     policy_step: int
     groups: dict[int, tuple[int, int]]
     """By window: (completed groups, mixed groups)."""
@@ -55,38 +58,34 @@ class Mirror:
     _prepared: dict[int, Prepared] = field(default_factory=dict)
 
     @classmethod
-    def from_snapshot(
-        cls,
-        catalog: Catalog,
-        header: Header,
-        columns: Mapping[tuple[int, str], bytes],
-        lease: bytes,
-    ) -> Mirror:
-        count = len(catalog)
+    def from_snapshot(cls, catalog: Catalog, snapshot: Snapshot) -> Mirror:
+        """The mirror of a run whose prompts are in the catalog."""
+        count, header = len(catalog), snapshot.header
+        cells = {at: blob for at, blob in snapshot.columns.items() if at[1] != SERVED}
         mirror = cls(
             catalog=catalog,
             document=header.document,
             config=RunConfig.from_mapping(header.document.config),
             layout=header.layout,
             seq=header.seq,
+            claims=header.claims,
             policy_step=header.policy_step,
             groups=dict(header.groups),
             event_id=header.event_id,
-            columns={
-                at: _cells(blob, cell_dtype(at[1]), count)
-                for at, blob in columns.items()
-                if at[1] != SERVED
-            },
-            lease_N=_cells(lease, np.dtype(">u4"), count),
-            attempts_N=np.zeros(0, np.int64),
-            last_served_step_N=np.zeros(0, np.int64),
+            columns={at: _cells(blob, cell_dtype(at[1]), count) for at, blob in cells.items()},
+            lease_N=np.zeros(count, np.int64),
+            attempts_N=np.zeros(count, np.int64),
+            last_served_step_N=np.full(count, -1, np.int64),
         )
         mirror.attempts_N = mirror.total(ATTEMPTS)
-        mirror.last_served_step_N = np.full(count, -1, np.int64)
-        for (_, name), blob in columns.items():
+        for (_, name), blob in snapshot.columns.items():
             if name == SERVED:
-                pairs = np.frombuffer(blob, ">u4").reshape(-1, 2).astype(np.int64)
+                pairs = np.frombuffer(blob, INDEX_DTYPE).reshape(-1, 2).astype(np.int64)
                 np.maximum.at(mirror.last_served_step_N, pairs[:, 0], pairs[:, 1])
+        for batch in snapshot.batches:
+            index_K = batch.record.slots["index"][batch.progress_B < CLOSED].astype(np.int64)
+            held_K = mirror.lease_N[index_K]
+            mirror.lease_N[index_K] = np.maximum(held_K, batch.record.expire_s)
         return mirror
 
     def adopt_header(self, header: Header) -> None:
@@ -111,7 +110,8 @@ class Mirror:
         elif kind == b"claim":
             self._apply_claim(event)
         elif kind == b"lease":
-            self.lease_N[cell_indices(event[b"cells"])] = int(event[b"expire"])
+            self._set_leases(_indices(event[b"indices"]), event, int(event[b"expire"]))
+            self.claims += event[b"expire"] != b"0"
         else:
             return kind == b"created"
         return True
@@ -184,19 +184,25 @@ class Mirror:
         for name, amounts_K in deltas.items():
             self.column(window, name)[index_K] += amounts_K
         self.attempts_N[index_K] += deltas[ATTEMPTS]
-        self.lease_N[cell_indices(event[b"freed"])] = 0
+        self._set_leases(_indices(event[b"completed"]), event, 0)
         done, mixed = self.groups.get(window, (0, 0))
         self.groups[window] = (done + int(event[b"groups"]), mixed + int(event[b"mixed"]))
         self.policy_step = max(self.policy_step, int(event[b"step"]))
         self._touch()
 
     def _apply_claim(self, event: Mapping[bytes, bytes]) -> None:
-        indices = cell_indices(event[b"cells"])
-        step = int(event[b"step"])
+        self.claims += 1
+        indices, step = _indices(event[b"indices"]), int(event[b"step"])
         self.lease_N[indices] = int(event[b"expire"])
         self.policy_step = max(self.policy_step, step)
         if event[b"served"] == b"1":
             self.last_served_step_N[indices] = np.maximum(self.last_served_step_N[indices], step)
+
+    def _set_leases(self, indices: Cells, event: Mapping[bytes, bytes], expire_s: int) -> None:
+        """Change the leases that a batch still holds: those whose expiry is the batch's. Another is
+        of a batch that leased the prompt after this one had expired."""
+        held = indices[self.lease_N[indices] == int(event[b"before"])]
+        self.lease_N[held] = expire_s
 
     def _touch(self) -> None:
         self._counts.clear()
@@ -213,3 +219,7 @@ def _grown(cells: Cells, count: int, fill: int = 0) -> Cells:
     if len(cells) == count:
         return cells
     return np.pad(cells, (0, count - len(cells)), constant_values=fill)
+
+
+def _indices(blob: bytes) -> Cells:
+    return np.frombuffer(blob, INDEX_DTYPE).astype(np.int64)

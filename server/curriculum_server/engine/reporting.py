@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +21,19 @@ from curriculum_api.errors import (
 from curriculum_server.engine.config import RunConfig
 from curriculum_server.engine.run import Run
 from curriculum_server.store import batches, columns
-from curriculum_server.store.batches import BatchRecord
-from curriculum_server.store.reports import Deltas, Receipt, ReportReply, report
+from curriculum_server.store.batches import BatchRecord, OpenBatch
+from curriculum_server.store.reports import (
+    Advance,
+    Deltas,
+    Receipt,
+    ReportReply,
+    load_report,
+    report,
+)
 
 REPORT_TRIES = 8
 KEPT_BATCHES = 256
 """Batches whose slots are kept in memory per run: what is in flight, with room."""
-_CLOSED = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -54,29 +61,37 @@ class ReportRequest:
     digest: bytes
 
 
+class Batch:
+    """A batch on this server. `lock` orders the reports that come through here, so that each finds
+    the progress of the one before."""
+
+    def __init__(self, state: OpenBatch) -> None:
+        self.state = state
+        self.lock = asyncio.Lock()
+
+
 class BatchCache:
-    """The newest batches' records: they never change but for their expiry."""
+    """The newest batches of a run."""
 
     def __init__(self) -> None:
-        self._records: OrderedDict[tuple[int, str], BatchRecord] = OrderedDict()
+        self._batches: OrderedDict[tuple[int, str], Batch] = OrderedDict()
 
-    async def get(self, run: Run, timeline: int, batch_id: str) -> BatchRecord:
+    async def get(self, run: Run, timeline: int, batch_id: str) -> Batch:
         """The batch.
 
         Raises:
             NotFoundError: it was never made, or is kept no longer.
         """
         key = (timeline, batch_id)
-        record = self._records.get(key)
-        if record is None:
-            record = await batches.load_batch(run.redis, run.keys, timeline, batch_id)
-        if record is None:
-            raise _no_batch(batch_id, timeline)
-        self._records[key] = record
-        self._records.move_to_end(key)
-        while len(self._records) > KEPT_BATCHES:
-            self._records.popitem(last=False)
-        return record
+        if key not in self._batches:
+            state = await batches.load_batch(run.redis, run.keys, timeline, batch_id)
+            if state is None:
+                raise _no_batch(batch_id, timeline)
+            self._batches.setdefault(key, Batch(state))
+        self._batches.move_to_end(key)
+        while len(self._batches) > KEPT_BATCHES:
+            self._batches.popitem(last=False)
+        return self._batches[key]
 
 
 async def report_outcomes(run: Run, cache: BatchCache, request: ReportRequest) -> Receipt:
@@ -84,32 +99,95 @@ async def report_outcomes(run: Run, cache: BatchCache, request: ReportRequest) -
     if not run.is_loaded:
         async with run.lock:
             await run.sync()
-    for _ in range(REPORT_TRIES):
-        run.check_timeline(request.timeline)
-        record = await cache.get(run, request.timeline, request.batch_id)
-        deltas = count_deltas(request.attempts, record, run.mirror.config)
-        run.check_step(request.policy_step)
-        window = run.mirror.document.window_for(request.policy_step)
-        if window is None:
-            async with run.lock:
-                window = await run.window_for(request.policy_step)
-        reply = await report(
-            run.redis,
-            run.keys,
-            record,
-            deltas,
-            request_id=request.request_id,
-            digest=request.digest,
-            layout=run.mirror.layout,
-            window=window.window,
-            policy_step=request.policy_step,
-            ttl_s=2 * run.mirror.config.lease_ttl_s + batches.RECORD_GRACE_S,
-        )
-        if reply.status not in ("stale", "gone"):
-            return _accepted(request, record, reply)
-        async with run.lock:
-            await run.sync()
+    run.check_timeline(request.timeline)
+    batch = await cache.get(run, request.timeline, request.batch_id)
+    async with batch.lock:
+        for _ in range(REPORT_TRIES):
+            run.check_timeline(request.timeline)
+            reply = await _try_report(run, batch, request)
+            if reply.status in ("ok", "seen", "missing"):
+                return _accepted(request, reply)
+            if reply.status in ("stale", "gone"):
+                async with run.lock:
+                    await run.sync()
     raise OverloadedError(f"run_id={run.run_id!r}: is changed by too many callers at once")
+
+
+async def _try_report(run: Run, batch: Batch, request: ReportRequest) -> ReportReply:
+    """One go at counting; keeps up with how far the batch has come."""
+    state, config = batch.state, run.mirror.config
+    deltas = count_deltas(request.attempts, state.record, config)
+    run.check_step(request.policy_step)
+    window = run.mirror.document.window_for(request.policy_step)
+    if window is None:
+        async with run.lock:
+            window = await run.window_for(request.policy_step)
+    try:
+        advance = advance_batch(state, deltas)
+    except StateError:
+        # What looks like too many attempts may be a repeat of what was counted.
+        seen = await load_report(run.redis, run.keys, request.timeline, request.request_id)
+        if seen is None and await _refresh(run, batch):
+            return ReportReply("moved")
+        if seen is None:
+            raise
+        return seen
+    reply = await report(
+        run.redis,
+        run.keys,
+        state,
+        deltas,
+        advance,
+        request_id=request.request_id,
+        digest=request.digest,
+        layout=run.mirror.layout,
+        window=window.window,
+        policy_step=request.policy_step,
+        ttl_s=2 * config.lease_ttl_s + batches.RECORD_GRACE_S,
+    )
+    if reply.status == "ok":
+        batch.state = replace(state, progress_B=advance.after_B)
+    elif reply.progress_B is not None:
+        batch.state = replace(state, progress_B=reply.progress_B)
+    return reply
+
+
+async def _refresh(run: Run, batch: Batch) -> bool:
+    """Read the batch again; whether it had changed."""
+    record, before_B = batch.state.record, batch.state.progress_B
+    state = await batches.load_batch(run.redis, run.keys, record.timeline, record.batch_id)
+    if state is None:
+        raise _no_batch(record.batch_id, record.timeline)
+    batch.state = state
+    return not np.array_equal(state.progress_B, before_B)
+
+
+def advance_batch(batch: OpenBatch, deltas: Deltas) -> Advance:
+    """How far the attempts bring their batch.
+
+    Raises:
+        StateError: more attempts at a slot than it was allotted, or a closed slot.
+    """
+    slot_K = deltas.slot_B
+    allotted_K = batch.record.slots["attempt_count"][slot_K].astype(np.int64)
+    before_K = batch.progress_B[slot_K].astype(np.int64)
+    reported_K = before_K % batches.CLOSED >> 16
+    attempts_K = reported_K + deltas.attempts_B
+    passes_K = before_K % (1 << 16) + deltas.passes_B
+    closed_K = before_K >= batches.CLOSED
+    refused_K = closed_K | (attempts_K > allotted_K)
+    if refused_K.any():
+        row = int(np.argmax(refused_K))
+        why = "; the slot is closed" if closed_K[row] else ""
+        raise StateError(
+            f"outcomes.slots={slot_K[row]}: must be given at most {allotted_K[row]} attempts; "
+            f"{reported_K[row]} are reported and {deltas.attempts_B[row]} came{why}"
+        )
+    full_K = attempts_K == allotted_K
+    after_B = batch.progress_B.copy()
+    after_B[slot_K] = attempts_K << 16 | passes_K | np.where(full_K, batches.CLOSED, 0)
+    mixed = full_K & (passes_K > 0) & (passes_K < attempts_K)
+    return Advance(after_B, deltas.index_B[full_K], int(mixed.sum()))
 
 
 def report_digest(content: bytes) -> bytes:
@@ -145,7 +223,12 @@ def count_deltas(attempts: Attempts, record: BatchRecord, config: RunConfig) -> 
         amounts_K[columns.TOKENS] = attempts.tokens_K.astype(np.float64)
     for name, values_K in attempts.channels.items():
         amounts_K[columns.channel(name)] = _channel_position(name, values_K, config)
-    sums = {n: np.bincount(slots_K, a, slot_count).astype(np.int64) for n, a in amounts_K.items()}
+    always = (columns.ATTEMPTS, columns.PASSES)
+    sums = {
+        name: np.bincount(slots_K, amount_K, slot_count).astype(np.int64)
+        for name, amount_K in amounts_K.items()
+        if name in always or amount_K.any()
+    }
     used_B = np.flatnonzero(sums[columns.ATTEMPTS])
     return Deltas(
         slot_B=used_B,
@@ -156,44 +239,59 @@ def count_deltas(attempts: Attempts, record: BatchRecord, config: RunConfig) -> 
     )
 
 
-async def release_batch(run: Run, timeline: int, batch_id: str) -> int:
+async def release_batch(run: Run, cache: BatchCache, timeline: int, batch_id: str) -> int:
     """Free the batch's unreported prompts; how many were freed."""
-    record = await _held_batch(run, timeline, batch_id)
-    freed = await batches.release(run.redis, run.keys, record)
-    if freed is None:
-        raise _no_batch(batch_id, timeline)
-    return freed
+
+    async def release(batch: OpenBatch) -> tuple[str, int]:
+        status = await batches.release(run.redis, run.keys, batch)
+        return status, int((batch.progress_B < batches.CLOSED).sum())
+
+    return await _change_leases(run, cache, timeline, batch_id, release)
 
 
-async def renew_batch(run: Run, timeline: int, batch_id: str) -> tuple[int, int]:
-    """Extend the batch's leases: (prompts still held, second at which they run out)."""
-    record = await _held_batch(run, timeline, batch_id)
-    renewed = await batches.renew(run.redis, run.keys, record, run.mirror.config.lease_ttl_s)
-    if renewed is None:
-        raise _no_batch(batch_id, timeline)
-    return renewed
+async def renew_batch(run: Run, cache: BatchCache, timeline: int, batch_id: str) -> tuple[int, int]:
+    """Extend the batch's leases: (prompts still held, second at which they run out).
+
+    Leases that have run out are not taken back, since others may have the prompts by now.
+    """
+    held = 0
+
+    async def renew(batch: OpenBatch) -> tuple[str, int]:
+        nonlocal held
+        ttl_s = run.mirror.config.lease_ttl_s
+        status, expire_s = await batches.renew(run.redis, run.keys, batch, ttl_s)
+        held = 0 if status == "expired" else int((batch.progress_B < batches.CLOSED).sum())
+        return status, expire_s
+
+    expire_s = await _change_leases(run, cache, timeline, batch_id, renew)
+    return held, expire_s
 
 
-async def _held_batch(run: Run, timeline: int, batch_id: str) -> BatchRecord:
+async def _change_leases(
+    run: Run,
+    cache: BatchCache,
+    timeline: int,
+    batch_id: str,
+    change: Callable[[OpenBatch], Awaitable[tuple[str, int]]],
+) -> int:
     async with run.lock:
         await run.sync()
     run.check_timeline(timeline)
-    record = await batches.load_batch(run.redis, run.keys, timeline, batch_id)
-    if record is None:
-        raise _no_batch(batch_id, timeline)
-    return record
+    batch = await cache.get(run, timeline, batch_id)
+    async with batch.lock:
+        for _ in range(REPORT_TRIES):
+            await _refresh(run, batch)
+            status, value = await change(batch.state)
+            if status == "missing":
+                raise _no_batch(batch_id, timeline)
+            if status != "moved":
+                return value
+    raise OverloadedError(f"batch_id={batch_id!r}: is changed by too many callers at once")
 
 
-def _accepted(request: ReportRequest, record: BatchRecord, reply: ReportReply) -> Receipt:
+def _accepted(request: ReportRequest, reply: ReportReply) -> Receipt:
     if reply.status == "missing":
         raise _no_batch(request.batch_id, request.timeline)
-    if reply.status == "over":
-        allotted = int(record.slots["attempt_count"][reply.slot])
-        counts = f"{reply.reported % _CLOSED} of {allotted} attempts are reported"
-        closed = " and the slot is closed" if reply.reported >= _CLOSED else ""
-        raise StateError(
-            f"outcomes.slots={reply.slot}: takes no more than {allotted} attempts; {counts}{closed}"
-        )
     if reply.status == "seen" and reply.digest != request.digest:
         raise AlreadyExistsError(
             f"request_id={request.request_id!r}: was used with other content; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Callable
@@ -100,9 +101,8 @@ class Run:
         snapshot = await load_snapshot(self.redis, self.keys, names)
         if snapshot is None:
             raise _no_run(self.run_id)
-        header, columns, lease = snapshot
-        await self._grow(catalog, header)
-        self._mirror = Mirror.from_snapshot(catalog, header, columns, lease)
+        await self._grow(catalog, snapshot.header)
+        self._mirror = Mirror.from_snapshot(catalog, snapshot)
 
     async def change_layout(self, decide: Decide) -> Document:
         """Commit what `decide` makes of the newest document; None from it changes nothing.
@@ -136,11 +136,6 @@ class Run:
         assert window is not None  # open_window's condition
         return window
 
-    async def prepare_next(self) -> None:
-        """Do what can be done of the next selection before it is asked for: a trainer that has
-        reported one step asks for the next. The caller holds the lock."""
-        await self.pool(self.mirror.policy_step + 1)
-
     async def pool(self, policy_step: int) -> tuple[Pool, Prepared]:
         """What selection sees at a step, computed off the event loop when the pool is large. The
         caller holds the lock."""
@@ -152,11 +147,14 @@ class Run:
         pool = self.mirror.pool(policy_step, self.now_s())
         return pool, self.mirror.prepared(pool)
 
+    def open_window(self, step: int) -> Window | None:
+        """The window that takes counts of `step` as things are; None when there is none."""
+        low, high = self._step_range()
+        return self.mirror.document.window_for(step) if low <= step <= high else None
+
     def check_step(self, step: int) -> None:
         """Refuse a policy step that cannot be meant."""
-        windows = self.mirror.document.windows[-OPEN_WINDOWS:]
-        low = windows[0].first_step
-        high = min(self.mirror.policy_step + MAX_STEP_ADVANCE, MAX_POLICY_STEP)
+        low, high = self._step_range()
         if step < low:
             raise InvalidRequestError(
                 f"policy_step={step}: must be in [{low}, {high}]; older windows are closed"
@@ -166,6 +164,10 @@ class Run:
                 f"policy_step={step}: must be in [{low}, {high}], the run being at step "
                 f"{self.mirror.policy_step}"
             )
+
+    def _step_range(self) -> tuple[int, int]:
+        low = self.mirror.document.windows[-OPEN_WINDOWS:][0].first_step
+        return low, min(self.mirror.policy_step + MAX_STEP_ADVANCE, MAX_POLICY_STEP)
 
     def check_timeline(self, timeline: int) -> None:
         """Fence off callers from before a rollback."""
@@ -201,11 +203,15 @@ class Run:
 
     async def _grow(self, catalog: Catalog, header: Header) -> None:
         document = header.document
+        if catalog.chunk_count == document.chunk_count:
+            return
         while catalog.chunk_count < document.chunk_count:
             stop = min(document.chunk_count, catalog.chunk_count + CHUNKS_PER_READ)
             for chunk in await load_chunks(self.redis, self.keys, catalog.chunk_count, stop):
                 catalog.append_chunk(*chunk)
                 await asyncio.sleep(0)
+        # The pool stays: without this, each full collection walks through all of it.
+        gc.freeze()
 
 
 def _no_run(run_id: str) -> NotFoundError:

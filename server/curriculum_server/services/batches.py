@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from curriculum import Reason
 from curriculum_api.limits import MAX_REQUEST_ID_BYTES
 from curriculum_api.v1 import batch_pb2
 from curriculum_server import convert, metrics, validate
+from curriculum_server.engine.composing import BatchRequest
 from curriculum_server.engine.engine import Engine
 from curriculum_server.engine.reporting import report_outcomes
-from curriculum_server.engine.serving import BatchRequest, next_batch
-from curriculum_server.services.encoding import encode_batch
+from curriculum_server.engine.serving import next_batch
 from curriculum_server.wire import length_delimited
 
 _BATCH_FIELD = 1
@@ -21,13 +23,22 @@ _BATCH_FIELD = 1
 
 async def lease(engine: Engine, run_id: str, wanted: BatchRequest) -> bytes:
     """Lease a batch; the bytes of a response that holds it."""
-    run = engine.served(run_id).run
-    record = await next_batch(run, wanted)
-    for reason, served in Counter(record.slots["reason"].tolist()).items():
-        metrics.PROMPTS_SERVED.labels(run_id, Reason(reason).name.lower()).inc(served)
+    served = engine.served(run_id)
+    run = served.run
+    batch = await next_batch(run, served.composer, wanted)
+    record = batch.record
+    for reason, count in Counter(record.slots["reason"].tolist()).items():
+        metrics.PROMPTS_SERVED.labels(run_id, Reason(reason).name.lower()).inc(count)
     metrics.POLICY_STEP.labels(run_id).set(run.mirror.policy_step)
     metrics.POOL_PROMPTS.labels(run_id).set(len(run.mirror.catalog))
-    return length_delimited(_BATCH_FIELD, encode_batch(record, run.mirror.catalog))
+    head = batch_pb2.Batch(
+        batch_id=record.batch_id,
+        timeline=record.timeline,
+        policy_step=record.policy_step,
+        lease_expire_time=Timestamp(seconds=record.expire_s),
+        shortfall=record.shortfall,
+    )
+    return length_delimited(_BATCH_FIELD, head.SerializeToString() + batch.prompts)
 
 
 async def count(engine: Engine, request: Any) -> batch_pb2.ReportReceipt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from curriculum_server.wire import prompt_message
 
 DEFAULT_KS = (1, 2, 4, 8)
 MAX_KS = 16
+_INDEX = re.compile(r"[0-9]{1,10}")
 
 
 class OperatorService:
@@ -40,7 +42,8 @@ class OperatorService:
 
     async def ListRuns(self, request: pb.ListRunsRequest) -> pb.ListRunsResponse:
         size = validate.page_size(request.page_size)
-        runs, after = await self._engine.page(_decode_token(request.page_token), size)
+        after = _decode_token(request.page_token, validate.RUN_ID)
+        runs, after = await self._engine.page(after, size)
         shown = [convert.run_message(run.run_id, run.mirror) for run in runs]
         return pb.ListRunsResponse(runs=shown, next_page_token=_encode_token(after))
 
@@ -70,9 +73,7 @@ class OperatorService:
         size = validate.page_size(request.page_size)
         validate.text("domain", request.domain, MAX_DOMAIN_BYTES, empty=True)
         band = _band(request.band) if request.HasField("band") else None
-        start = _decode_token(request.page_token)
-        if start and not start.isdecimal():
-            raise InvalidRequestError("page_token: must come from the page before")
+        start = _decode_token(request.page_token, _INDEX)
         async with run.lock:
             beliefs = await inspection.believe(run)
             found = inspection.matching(beliefs, request.domain, band)
@@ -148,8 +149,11 @@ def _encode_token(text: str) -> str:
     return base64.urlsafe_b64encode(text.encode()).decode()
 
 
-def _decode_token(token: str) -> str:
+def _decode_token(token: str, pattern: re.Pattern[str]) -> str:
     try:
-        return base64.urlsafe_b64decode(token.encode()).decode()
-    except ValueError as error:
-        raise InvalidRequestError("page_token: must come from the page before") from error
+        text = base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
+    except ValueError:
+        text = ""
+    if token and not pattern.fullmatch(text):
+        raise InvalidRequestError("page_token: must come from the page before")
+    return text

@@ -7,9 +7,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from curriculum_api.limits import MAX_BATCH_PROMPTS, MAX_GROUP_SIZE, MAX_REQUEST_ID_BYTES
 from curriculum_api.v1 import probe_service_pb2 as pb
 from curriculum_server import convert, validate
+from curriculum_server.engine.composing import BatchRequest
 from curriculum_server.engine.engine import Engine
 from curriculum_server.engine.reporting import renew_batch
-from curriculum_server.engine.serving import BatchRequest
 from curriculum_server.services import batches
 
 
@@ -36,9 +36,9 @@ class ProbeService:
         return batch + pb.LeaseProbesResponse(policy=policy).SerializeToString()
 
     async def RenewProbes(self, request: pb.RenewProbesRequest) -> pb.RenewProbesResponse:
-        run = self._engine.served(validate.run_id(request.run_id)).run
+        served = self._engine.served(validate.run_id(request.run_id))
         batch_id = validate.text("batch_id", request.batch_id, MAX_REQUEST_ID_BYTES)
-        held, expire_s = await renew_batch(run, request.timeline, batch_id)
+        held, expire_s = await renew_batch(served.run, served.batches, request.timeline, batch_id)
         return pb.RenewProbesResponse(
             lease_expire_time=Timestamp(seconds=expire_s), held_count=held
         )

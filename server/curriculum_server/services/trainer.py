@@ -12,9 +12,9 @@ from curriculum_api.limits import (
 from curriculum_api.v1 import trainer_service_pb2 as pb
 from curriculum_server import convert, validate
 from curriculum_server.engine import lifecycle
+from curriculum_server.engine.composing import BatchRequest
 from curriculum_server.engine.engine import Engine
 from curriculum_server.engine.reporting import release_batch
-from curriculum_server.engine.serving import BatchRequest
 from curriculum_server.services import batches
 
 
@@ -38,9 +38,9 @@ class TrainerService:
         return pb.ReportOutcomesResponse(receipt=receipt)
 
     async def ReleaseBatch(self, request: pb.ReleaseBatchRequest) -> pb.ReleaseBatchResponse:
-        run = self._engine.served(validate.run_id(request.run_id)).run
+        served = self._engine.served(validate.run_id(request.run_id))
         batch_id = validate.text("batch_id", request.batch_id, MAX_REQUEST_ID_BYTES)
-        released = await release_batch(run, request.timeline, batch_id)
+        released = await release_batch(served.run, served.batches, request.timeline, batch_id)
         return pb.ReleaseBatchResponse(released_count=released)
 
     async def PublishPolicy(self, request: pb.PublishPolicyRequest) -> pb.PublishPolicyResponse:

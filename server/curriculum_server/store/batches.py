@@ -5,20 +5,22 @@ A batch is one hash with a time to live: `slots` (packed `SLOT_DTYPE` records be
 
     bit 31 closed (all attempts reported, or released) | bits 16–30 attempts | bits 0–15 passes
 
-A prompt's lease cell holds the expiry of the batch that has it, so a batch gives back only
-cells that still hold its own expiry.
+A prompt is leased while it is in an open slot of a batch that has not expired. That no two batches
+lease one prompt follows from one rule: whoever leases prompts, or prolongs leases, must have seen
+every lease before (`claims` counts them, and the script compares).
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curriculum_server.store.columns import SERVED, cell_names
+from curriculum_server.store.columns import SERVED
 from curriculum_server.store.commit import EVENT_STREAM_LENGTH
 from curriculum_server.store.connection import Argument, Redis, store_errors
 from curriculum_server.store.keys import RunKeys
@@ -39,92 +41,59 @@ _HEADER = struct.Struct(">16sIII")
 RECORD_GRACE_S = 3600
 """A batch outlives its leases by one more lease and this, so that late reports still count."""
 
+CLOSED = 1 << 31
+"""Set in the progress of a slot that takes no more attempts."""
+INDEX_DTYPE = np.dtype(">u4")
+
+Progress = NDArray[np.uint32]
+Indices = NDArray[np.int64]
+
 _CLAIM = """
-local meta, batch, lease, served, events = unpack(KEYS)
-local layout, seq, ttl, step, header, slots, cell_text = unpack(ARGV)
-local pairs_blob, keep, kept = ARGV[8], ARGV[9], ARGV[10]
-local state = redis.call('HMGET', meta, 'layout', 'seq', 'policy_step')
+local meta, batch, leases, served, events = unpack(KEYS)
+local layout, seq, claims, ttl, step, slots, indices, pairs_blob, keep, kept = unpack(ARGV)
+local state = redis.call('HMGET', meta, 'layout', 'seq', 'claims', 'policy_step')
 if state[1] ~= layout then return {state[1] and 'stale' or 'gone'} end
 local known = redis.call('HMGET', batch, 'slots', 'expire')
 if known[1] then return {'known', known[1], known[2]} end
-if seq ~= '' and seq ~= state[2] then return {'behind'} end
+if claims ~= state[3] or (seq ~= '' and seq ~= state[2]) then return {'behind'} end
 
 local now = tonumber(redis.call('TIME')[1])
 local expire = string.format('%d', now + ttl)
-local cells, count = {}, 0
-for cell in string.gmatch(cell_text, '%S+') do count = count + 1; cells[count] = cell end
-local function set_leases(value_of)
-  local before = {}
-  for first = 1, count, 1500 do
-    local args, k = {}, 0
-    for i = first, math.min(count, first + 1499) do
-      args[k + 1], args[k + 2], args[k + 3], args[k + 4] = 'SET', 'u32', cells[i], value_of(i)
-      k = k + 4
-    end
-    for i, old in ipairs(redis.call('BITFIELD', lease, unpack(args))) do
-      before[first + i - 1] = old
-    end
-  end
-  return before
-end
-local before, busy = set_leases(function() return expire end), {}
-for i = 1, count do
-  if before[i] > now then
-    busy[#busy + 1] = string.sub(cells[i], 2)
-    busy[#busy + 1] = string.format('%d', before[i])
-  end
-end
-if #busy > 0 then
-  set_leases(function(i) return string.format('%d', before[i]) end)
-  return {'busy', table.concat(busy, ' ')}
-end
-
-redis.call('HSET', batch, 'slots', header .. slots, 'expire', expire,
-  'progress', string.rep('\\0', 4 * count))
+redis.call('HSET', batch, 'slots', slots, 'expire', expire, 'progress', string.rep('\\0', #indices))
 redis.call('EXPIRE', batch, 2 * ttl + keep)
+redis.call('ZREMRANGEBYSCORE', leases, '-inf', now)
+redis.call('ZADD', leases, expire, batch)
 if pairs_blob ~= '' then redis.call('APPEND', served, pairs_blob) end
-if tonumber(step) > tonumber(state[3]) then redis.call('HSET', meta, 'policy_step', step) end
+redis.call('HINCRBY', meta, 'claims', 1)
 redis.call('HINCRBY', meta, 'seq', 1)
+if tonumber(step) > tonumber(state[4]) then redis.call('HSET', meta, 'policy_step', step) end
 redis.call('XADD', events, 'MAXLEN', '~', kept, '*', 'kind', 'claim', 'step', step,
-  'expire', expire, 'cells', cell_text, 'served', pairs_blob == '' and '0' or '1')
+  'expire', expire, 'indices', indices, 'served', pairs_blob == '' and '0' or '1')
 return {'ok', expire}
 """
 
-_LEASE_CHANGE = """
-local meta, batch, lease, events = unpack(KEYS)
-local header_size, slot_size, extend, keep, kept = unpack(ARGV)
-local known = redis.call('HMGET', batch, 'slots', 'expire', 'progress')
+_SET_LEASES = """
+local meta, batch, leases, events = unpack(KEYS)
+local before, after, extend, indices, keep, kept = unpack(ARGV)
+local known = redis.call('HMGET', batch, 'expire', 'progress')
 if not known[1] then return {'missing'} end
-local slots, mine, progress = known[1], tonumber(known[2]), known[3]
-local now, closed = tonumber(redis.call('TIME')[1]), 2147483648
-local renews = tonumber(extend) > 0
-local value = renews and string.format('%d', now + extend) or '0'
-local changed, marks = {}, {}
-for slot = 0, #progress / 4 - 1 do
-  local mark = struct.unpack('>I4', progress, 4 * slot + 1)
-  if mark < closed then
-    local index = struct.unpack('>I4', slots, header_size + slot * slot_size + 1)
-    local cell = '#' .. string.format('%d', index)
-    local holder = redis.call('BITFIELD', lease, 'GET', 'u32', cell)[1]
-    if holder == mine and (not renews or mine > now) then
-      redis.call('BITFIELD', lease, 'SET', 'u32', cell, value)
-      changed[#changed + 1] = cell
-    end
-    if not renews then mark = mark + closed end
-  end
-  marks[slot + 1] = struct.pack('>I4', mark)
+if known[2] ~= before then return {'moved'} end
+local now, expire = tonumber(redis.call('TIME')[1]), '0'
+if tonumber(extend) > 0 then
+  if tonumber(known[1]) <= now then return {'expired', known[1]} end
+  expire = string.format('%d', now + extend)
+  redis.call('HSET', batch, 'expire', expire)
+  redis.call('EXPIRE', batch, 2 * extend + keep)
+  redis.call('ZADD', leases, expire, batch)
+  redis.call('HINCRBY', meta, 'claims', 1)
+else
+  redis.call('HSET', batch, 'progress', after)
+  redis.call('ZREM', leases, batch)
 end
-redis.call('HSET', batch, 'progress', table.concat(marks))
-if #changed > 0 then
-  if renews then
-    redis.call('HSET', batch, 'expire', value)
-    redis.call('EXPIRE', batch, 2 * extend + keep)
-  end
-  redis.call('HINCRBY', meta, 'seq', 1)
-  redis.call('XADD', events, 'MAXLEN', '~', kept, '*', 'kind', 'lease', 'expire', value,
-    'cells', table.concat(changed, ' '))
-end
-return {'ok', #changed, renews and #changed > 0 and value or known[2]}
+redis.call('HINCRBY', meta, 'seq', 1)
+redis.call('XADD', events, 'MAXLEN', '~', kept, '*', 'kind', 'lease', 'before', known[1],
+  'expire', expire, 'indices', indices)
+return {'ok', expire}
 """
 
 
@@ -159,14 +128,20 @@ class BatchRecord:
 class ClaimReply:
     """What came of a claim.
 
-    status: "ok", "known" (the request was served before: `record` is its batch), "busy" (somebody
-    else holds some: `busy` are pairs of index and expiry), "behind" (there are newer events),
-    "stale" (a newer layout) or "gone".
+    status: "ok", "known" (the request was served before: `record` is its batch), "behind" (there
+    are newer events), "stale" (a newer layout) or "gone".
     """
 
     status: str
     record: BatchRecord
-    busy: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class OpenBatch:
+    """A batch and how far it has come."""
+
+    record: BatchRecord
+    progress_B: Progress
 
 
 async def claim(
@@ -176,71 +151,94 @@ async def claim(
     *,
     layout: int,
     seq: int | None,
+    claims: int,
     window: int,
     ttl_s: int,
     mark_served: bool,
 ) -> ClaimReply:
-    """Lease all the record's prompts or none, and keep the record under its batch id.
+    """Lease the record's prompts, and keep the record under its batch id.
 
-    `seq`: the number of events the choice was made on, None to claim whatever happened since.
-    `mark_served` notes the policy step in the window's log of servings, which the rest period
-    reads; probes do not.
+    `claims` and `seq` are the numbers of leases and of events that the choice was made on; with
+    `seq` None other events may have come since. `mark_served` notes the policy step in the window's
+    log of servings, which the rest period reads; probes do not.
     """
     index_B = record.slots["index"]
-    served = np.empty((len(index_B), 2), ">u4")
+    served = np.empty((len(index_B), 2), INDEX_DTYPE)
     served[:, 0], served[:, 1] = index_B, record.policy_step
     names = [
         keys.meta,
         keys.batch(record.timeline, record.batch_id),
-        keys.lease,
+        keys.leases,
         keys.column(window, SERVED),
         keys.events,
     ]
-    args: list[Argument] = [layout, "" if seq is None else seq, ttl_s, record.policy_step]
-    args += [record.header(), record.slots.tobytes(), cell_names(index_B)]
+    args: list[Argument] = [layout, "" if seq is None else seq, claims, ttl_s, record.policy_step]
+    args += [record.header() + record.slots.tobytes(), index_B.astype(INDEX_DTYPE).tobytes()]
     args += [served.tobytes() if mark_served else b"", RECORD_GRACE_S, EVENT_STREAM_LENGTH]
     with store_errors():
         reply = await redis.register_script(_CLAIM)(keys=names, args=args)
     status = reply[0].decode()
-    busy = np.zeros((0, 2), np.int64)
     if status == "ok":
         record = replace(record, expire_s=int(reply[1]))
     elif status == "known":
         record = BatchRecord.decode(record.batch_id, reply[1], int(reply[2]))
-    elif status == "busy":
-        busy = np.array(reply[1].split(), np.int64).reshape(-1, 2)
-    return ClaimReply(status, record, busy)
+    return ClaimReply(status, record)
 
 
-async def load_batch(
-    redis: Redis, keys: RunKeys, timeline: int, batch_id: str
-) -> BatchRecord | None:
+async def load_batch(redis: Redis, keys: RunKeys, timeline: int, batch_id: str) -> OpenBatch | None:
     """The batch, or None when it was never made or its time to live has passed."""
     with store_errors():
-        found: Any = await redis.hmget(keys.batch(timeline, batch_id), ["slots", "expire"])
-    blob, expire = found
-    return None if blob is None else BatchRecord.decode(batch_id, blob, int(expire))
+        found: Any = await redis.hmget(
+            keys.batch(timeline, batch_id), ["slots", "expire", "progress"]
+        )
+    return decode_open(batch_id, found)
 
 
-async def release(redis: Redis, keys: RunKeys, record: BatchRecord) -> int | None:
-    """Close the batch's open slots and free their prompts; the number freed, None when unknown."""
-    reply = await _lease_change(redis, keys, record, extend_s=0)
-    return None if reply is None else reply[0]
+def decode_open(batch_id: str, found: Sequence[bytes | None]) -> OpenBatch | None:
+    """A batch from its hash's `slots`, `expire` and `progress`."""
+    slots, expire, progress = found
+    if slots is None or expire is None or progress is None:
+        return None
+    record = BatchRecord.decode(batch_id, slots, int(expire))
+    return OpenBatch(record, decode_progress(progress))
 
 
-async def renew(
-    redis: Redis, keys: RunKeys, record: BatchRecord, ttl_s: int
-) -> tuple[int, int] | None:
-    """Extend the leases that the batch still holds: (number held, expiry), None when unknown."""
-    return await _lease_change(redis, keys, record, extend_s=ttl_s)
+def encode_progress(progress_B: NDArray[np.integer]) -> bytes:
+    """Packed big-endian."""
+    return progress_B.astype(">u4").tobytes()
 
 
-async def _lease_change(
-    redis: Redis, keys: RunKeys, record: BatchRecord, *, extend_s: int
-) -> tuple[int, int] | None:
-    names = [keys.meta, keys.batch(record.timeline, record.batch_id), keys.lease, keys.events]
-    args: list[Argument] = [len(record.header()), SLOT_DTYPE.itemsize, extend_s, RECORD_GRACE_S]
-    args.append(EVENT_STREAM_LENGTH)
+def decode_progress(blob: bytes) -> Progress:
+    """Back from `encode_progress`."""
+    return np.frombuffer(blob, ">u4").astype(np.uint32)
+
+
+async def release(redis: Redis, keys: RunKeys, batch: OpenBatch) -> str:
+    """Close the batch's open slots and free their prompts.
+
+    Returns "ok", "missing" (the batch is kept no longer) or "moved" (it has come further).
+    """
+    status, _ = await _set_leases(redis, keys, batch, extend_s=0)
+    return status
+
+
+async def renew(redis: Redis, keys: RunKeys, batch: OpenBatch, ttl_s: int) -> tuple[str, int]:
+    """Extend the leases of the batch's open slots: (status, expiry).
+
+    The status is that of `release`, or "expired": the prompts may be leased elsewhere by now.
+    """
+    return await _set_leases(redis, keys, batch, extend_s=ttl_s)
+
+
+async def _set_leases(
+    redis: Redis, keys: RunKeys, batch: OpenBatch, *, extend_s: int
+) -> tuple[str, int]:
+    record, before_B = batch.record, batch.progress_B
+    open_B = before_B < CLOSED
+    names = [keys.meta, keys.batch(record.timeline, record.batch_id), keys.leases, keys.events]
+    args: list[Argument] = [encode_progress(before_B), encode_progress(before_B | CLOSED)]
+    args += [extend_s, record.slots["index"][open_B].astype(INDEX_DTYPE).tobytes()]
+    args += [RECORD_GRACE_S, EVENT_STREAM_LENGTH]
     with store_errors():
-        reply = await redis.register_script(_LEASE_CHANGE)(keys=names, args=args)
-    return None if reply[0] == b"missing" else (int(reply[1]), int(reply[2]))
+        reply = await redis.register_script(_SET_LEASES)(keys=names, args=args)
+    return reply[0].decode(), int(reply[1]) if len(reply) > 1 else 0

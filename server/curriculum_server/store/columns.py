@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 ATTEMPTS = "attempts"
 PASSES = "passes"
@@ -39,14 +38,3 @@ def column_names(channels: Sequence[str]) -> list[str]:
     """Every key that a window of a run with these channels may have, the log of servings last."""
     counts = [ATTEMPTS, PASSES, REWARD_EXCESS, REWARD_SQ_EXCESS, TOKENS]
     return [*counts, *map(channel, channels), SERVED]
-
-
-def cell_names(indices: NDArray[np.integer]) -> str:
-    """The indices as BITFIELD names cells: `#12 #7 …`."""
-    names = " #".join(map(str, indices.tolist()))
-    return f"#{names}" if names else ""
-
-
-def cell_indices(names: bytes) -> NDArray[np.int64]:
-    """Back from `cell_names`."""
-    return np.array(names.replace(b"#", b"").split(), np.int64)

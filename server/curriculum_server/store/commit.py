@@ -19,7 +19,8 @@ if redis.call('EXISTS', meta) == 1 then return 0 end
 local now = redis.call('TIME')
 local created = '"create_ms":' .. now[1] .. string.format('%03d', math.floor(now[2] / 1000))
 local doc = string.gsub(ARGV[1], '"create_ms":0', created, 1)
-redis.call('HSET', meta, 'doc', doc, 'layout', '1', 'seq', '1', 'policy_step', '0')
+redis.call('HSET', meta, 'doc', doc, 'layout', '1', 'seq', '1', 'claims', '0',
+  'policy_step', '0')
 redis.call('XADD', events, '*', 'kind', 'created')
 return 1
 """

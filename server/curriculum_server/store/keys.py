@@ -24,7 +24,8 @@ class RunKeys:
 
     @property
     def meta(self) -> str:
-        """Hash: `doc` (JSON), `layout`, `policy_step` and each window's group counters."""
+        """Hash: `doc` (JSON), `layout` and each window's group counters; `seq` counts events,
+        `claims` those that lease prompts."""
         return f"{self.prefix}meta"
 
     @property
@@ -33,9 +34,9 @@ class RunKeys:
         return f"{self.prefix}events"
 
     @property
-    def lease(self) -> str:
-        """Packed u32 per prompt: second at which its lease runs out; 0 = free."""
-        return f"{self.prefix}lease"
+    def leases(self) -> str:
+        """Sorted set: batches whose prompts are leased, by the second at which that ends."""
+        return f"{self.prefix}leases"
 
     def catalog(self, chunk: int) -> str:
         """JSON: ids and domains of a chunk of prompts."""

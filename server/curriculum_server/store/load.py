@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from curriculum_server.store.batches import OpenBatch, decode_open
 from curriculum_server.store.connection import Redis, store_errors
 from curriculum_server.store.document import Document
 from curriculum_server.store.keys import RunKeys
@@ -21,6 +22,8 @@ class Header:
     layout: int
     seq: int
     """Events written so far."""
+    claims: int
+    """Those of them that lease prompts."""
     policy_step: int
     groups: Mapping[int, tuple[int, int]]
     """By window: (completed groups, mixed groups)."""
@@ -48,27 +51,46 @@ async def load_header(redis: Redis, keys: RunKeys) -> Header | None:
     return _header(meta, last) if meta else None
 
 
-async def load_snapshot(
-    redis: Redis, keys: RunKeys, columns: list[str]
-) -> tuple[Header, dict[tuple[int, str], bytes], bytes] | None:
-    """Header, columns by (window, name) and leases as of one event; None when the run is gone.
+@dataclass(frozen=True)
+class Snapshot:
+    """A run as of one event."""
 
-    The keys to read follow from the document, so it is read first and the read repeated until
-    nothing moved between.
+    header: Header
+    columns: Mapping[tuple[int, str], bytes]
+    """By (window, name)."""
+    batches: Sequence[OpenBatch]
+    """Those whose leases may still hold."""
+
+
+async def load_snapshot(redis: Redis, keys: RunKeys, columns: Sequence[str]) -> Snapshot | None:
+    """All of the run but its prompts; None when the run is gone.
+
+    The keys to read follow from the document and the leases, so these are read first, and all is
+    read again if they moved between.
     """
     while (expected := await load_header(redis, keys)) is not None:
         wanted = [(w.window, name) for w in expected.document.windows for name in columns]
         with store_errors():
+            leased = cast("list[bytes]", await redis.zrange(keys.leases, 0, -1))
             async with redis.pipeline(transaction=True) as pipe:
                 pipe.hgetall(keys.meta)
                 pipe.xrevrange(keys.events, count=1)
-                pipe.get(keys.lease)
+                for key in leased:
+                    pipe.hmget(key, ["slots", "expire", "progress"])
                 for window, name in wanted:
                     pipe.get(keys.column(window, name))
-                meta, last, lease, *cells = await pipe.execute()
-        if meta and int(meta[b"layout"]) == expected.layout:
-            found = {at: blob for at, blob in zip(wanted, cells, strict=True) if blob}
-            return _header(meta, last), found, lease or b""
+                meta, last, *values = await pipe.execute()
+        if not meta:
+            return None
+        header = _header(meta, last)
+        if (header.layout, header.claims) == (expected.layout, expected.claims):
+            found, cells = values[: len(leased)], values[len(leased) :]
+            batches = [decode_open("", hash_values) for hash_values in found]
+            return Snapshot(
+                header,
+                {at: blob for at, blob in zip(wanted, cells, strict=True) if blob},
+                [batch for batch in batches if batch is not None],
+            )
     return None
 
 
@@ -123,6 +145,7 @@ def _header(meta: dict[bytes, Any], last: list[tuple[bytes, Any]]) -> Header:
         document,
         int(meta[b"layout"]),
         int(meta[b"seq"]),
+        int(meta[b"claims"]),
         int(meta[b"policy_step"]),
         groups,
         event_id,

@@ -5,14 +5,13 @@ Building 512 protobuf messages costs .6 ms, joining their bytes about .2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from google.protobuf.timestamp_pb2 import Timestamp
+from numpy.typing import NDArray
 
 from curriculum_api.v1 import batch_pb2
-from curriculum_server.engine.catalog import Catalog
-from curriculum_server.store.batches import BatchRecord
 from curriculum_server.wire import FIXED32, LENGTH_DELIMITED, VARINT, tag, varint
 
 _SERVED = batch_pb2.ServedPrompt
@@ -28,18 +27,10 @@ _RATES_DTYPE = np.dtype(
 )
 
 
-def encode_batch(record: BatchRecord, catalog: Catalog) -> bytes:
-    """The bytes of the record's `Batch` message."""
-    head = batch_pb2.Batch(
-        batch_id=record.batch_id,
-        timeline=record.timeline,
-        policy_step=record.policy_step,
-        lease_expire_time=Timestamp(seconds=record.expire_s),
-        shortfall=record.shortfall,
-    )
-    pieces = [head.SerializeToString()]
-    fields, rates, width = catalog.fields, _rates(record), _RATES_DTYPE.itemsize
-    rows = zip(record.slots["index"].tolist(), _endings(record), strict=True)
+def encode_prompts(slots: NDArray[np.void], fields: Sequence[bytes]) -> bytes:
+    """The slots as the `prompts` of a `Batch`, from the pool's prompt fields by index."""
+    pieces, rates, width = [], _rates(slots), _RATES_DTYPE.itemsize
+    rows = zip(slots["index"].tolist(), _endings(slots), strict=True)
     for slot, (index, ending) in enumerate(rows):
         at = slot * width
         served = _slot_field(slot) + fields[index] + rates[at : at + width] + ending
@@ -58,23 +49,21 @@ def _served_prefix(length: int) -> bytes:
     return tag(batch_pb2.Batch.PROMPTS_FIELD_NUMBER, LENGTH_DELIMITED) + varint(length)
 
 
-def _rates(record: BatchRecord) -> bytes:
+def _rates(slots: NDArray[np.void]) -> bytes:
     """Every slot's three floats with their tags, one after the other."""
-    rates = np.zeros(len(record.slots), _RATES_DTYPE)
+    rates = np.zeros(len(slots), _RATES_DTYPE)
     rates["tag_mean"] = _SERVED.PASS_RATE_FIELD_NUMBER << 3 | FIXED32
     rates["tag_low"] = _SERVED.PASS_RATE_LOW_FIELD_NUMBER << 3 | FIXED32
     rates["tag_high"] = _SERVED.PASS_RATE_HIGH_FIELD_NUMBER << 3 | FIXED32
     for name in ("pass_rate", "pass_rate_low", "pass_rate_high"):
-        rates[name] = record.slots[name]
+        rates[name] = slots[name]
     return rates.tobytes()
 
 
-def _endings(record: BatchRecord) -> list[bytes]:
+def _endings(slots: NDArray[np.void]) -> list[bytes]:
     """Every slot's attempt_count and reason; few values occur, so each is encoded once."""
     count_tag = tag(_SERVED.ATTEMPT_COUNT_FIELD_NUMBER, VARINT)
     reason_tag = tag(_SERVED.REASON_FIELD_NUMBER, VARINT)
-    pairs = list(
-        zip(record.slots["attempt_count"].tolist(), record.slots["reason"].tolist(), strict=True)
-    )
+    pairs = list(zip(slots["attempt_count"].tolist(), slots["reason"].tolist(), strict=True))
     known = {p: count_tag + varint(p[0]) + reason_tag + varint(p[1]) for p in set(pairs)}
     return [known[pair] for pair in pairs]

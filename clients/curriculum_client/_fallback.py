@@ -1,0 +1,60 @@
+"""The degraded mode that a trainer may ask for: prompts seen before, drawn uniformly."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import replace
+
+from curriculum_client._batch import Batch, ServedPrompt
+
+MAX_SEEN_CHARS = 64 * 1024 * 1024
+"""Bounds the memory of a client that may have to fall back; others remember nothing."""
+
+_CHARS_PER_PROMPT = 1024  # what a prompt takes beside its text, generously
+
+
+class SeenPrompts:
+    """The prompts served last, each once."""
+
+    def __init__(self, max_chars: int = MAX_SEEN_CHARS) -> None:
+        self._max_chars = max_chars
+        self._chars = 0
+        self._by_id: dict[str, ServedPrompt] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def add(self, prompts: Iterable[ServedPrompt]) -> None:
+        """Remember these, and forget those served longest ago when it becomes too much."""
+        for prompt in prompts:
+            self._forget(prompt.prompt_id)
+            self._by_id[prompt.prompt_id] = prompt
+            self._chars += _chars(prompt)
+        while self._chars > self._max_chars:
+            self._forget(next(iter(self._by_id)))
+
+    def draw(self, prompt_count: int, *, policy_step: int, timeline: int, seed: str) -> Batch:
+        """Prompts without replacement, as a batch that leases nothing."""
+        prompts = list(self._by_id.values())
+        drawn = random.Random(seed).sample(prompts, min(prompt_count, len(prompts)))
+        return Batch(
+            batch_id="",
+            timeline=timeline,
+            policy_step=policy_step,
+            lease_expire_time=None,
+            prompts=tuple(
+                replace(prompt, slot=slot, reason="uniform-fallback")
+                for slot, prompt in enumerate(drawn)
+            ),
+            shortfall="" if len(drawn) == prompt_count else f"only {len(drawn)} prompts were seen",
+        )
+
+    def _forget(self, prompt_id: str) -> None:
+        prompt = self._by_id.pop(prompt_id, None)
+        if prompt is not None:
+            self._chars -= _chars(prompt)
+
+
+def _chars(prompt: ServedPrompt) -> int:
+    return len(prompt.text) + len(prompt.payload_json) + _CHARS_PER_PROMPT

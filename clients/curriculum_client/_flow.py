@@ -1,0 +1,66 @@
+"""Calls as generators: the logic yields what it wants done, a driver does it.
+
+A flow yields a `Call` and is sent the response, or is thrown one of our errors; it yields a
+`Sleep` and is sent None. It never touches a socket, so the blocking and the asyncio client share
+every line but their drivers.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+
+from curriculum_client._errors import AWAY
+
+FIRST_DELAY_S = 0.1
+MAX_DELAY_S = 5.0
+
+# Not the global generator, whose seed belongs to the trainer; and forked ranks must differ.
+_jitter = random.SystemRandom()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One RPC of TrainerService."""
+
+    method: str
+    request: Message
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """A pause."""
+
+    duration_s: float
+
+
+T = TypeVar("T")
+Flow = Generator[Call | Sleep, Any, T]
+
+
+def retried(call: Call, retry_s: float) -> Flow[Any]:
+    """Make a call, and make it again while the service is away, for up to `retry_s`."""
+    started_s = time.monotonic()
+    for attempt, delay_s in enumerate(_delays(), start=1):
+        try:
+            return (yield call)
+        except AWAY as error:
+            elapsed_s = time.monotonic() - started_s
+            if elapsed_s + delay_s > retry_s:
+                error.add_note(f"{call.method}: attempts={attempt} elapsed_s={elapsed_s:.1f}")
+                raise
+        yield Sleep(delay_s)
+    raise AssertionError("delays never end")
+
+
+def _delays() -> Iterator[float]:
+    delay_s = FIRST_DELAY_S
+    while True:
+        yield delay_s * _jitter.uniform(0.5, 1.0)
+        delay_s = min(delay_s * 2, MAX_DELAY_S)

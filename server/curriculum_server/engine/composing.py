@@ -1,0 +1,123 @@
+"""Composing batches, also ahead of the request.
+
+What is composed follows from the ledger and the request alone, so it makes no difference when it is
+done. Trainers ask in a row, `train-7` after `train-6`, and train in between: time enough to compose
+what they will ask for next, so that only leasing is left to do when they do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curriculum import Selection, compose_batch, select_probes
+from curriculum_server.engine.encoding import encode_prompts
+from curriculum_server.engine.run import Run
+from curriculum_server.store.batches import SLOT_DTYPE
+
+_SEQUENCE = re.compile(r"(.*?)(\d+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """What a trainer or prober asks for."""
+
+    request_id: str
+    prompt_count: int
+    policy_step: int
+    timeline: int | None
+    attempt_count: int | None = None
+    """Attempts per prompt of a probe; None for the run's group size."""
+    probe: bool = False
+
+    def digest(self) -> bytes:
+        content = (self.probe, self.prompt_count, self.policy_step, self.attempt_count)
+        return hashlib.blake2b(repr(content).encode(), digest_size=16).digest()
+
+    def next_in_row(self, previous: BatchRequest | None) -> BatchRequest | None:
+        """What will be asked for next, if requests are numbered."""
+        numbered = _SEQUENCE.fullmatch(self.request_id)
+        if numbered is None:
+            return None
+        stride = self.policy_step - previous.policy_step if previous else 1
+        return replace(
+            self,
+            request_id=f"{numbered[1]}{int(numbered[2]) + 1}",
+            policy_step=max(0, self.policy_step + stride),
+        )
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A batch for a request, not leased yet."""
+
+    request: BatchRequest
+    seq: int
+    """The event on which it was chosen."""
+    slots: NDArray[np.void]
+    """B records of `SLOT_DTYPE`."""
+    shortfall: str
+    prompts: bytes
+    """The slots as the `prompts` of a `Batch` message."""
+
+
+class Composer:
+    """Composes one run's batches. The caller holds the run's lock."""
+
+    def __init__(self) -> None:
+        self._previous: BatchRequest | None = None
+        self._last: BatchRequest | None = None
+        self._ahead: Proposal | None = None
+
+    async def propose(self, run: Run, request: BatchRequest) -> Proposal:
+        """The request's batch on what the mirror holds now."""
+        ahead, self._ahead = self._ahead, None
+        if request != self._last:
+            self._previous, self._last = self._last, request
+        if ahead is not None and (ahead.request, ahead.seq) == (request, run.mirror.seq):
+            return ahead
+        return await _compose(run, request)
+
+    async def look_ahead(self, run: Run) -> None:
+        """Compose what is likely to be asked for next."""
+        if self._last is None:
+            return
+        expected = self._last.next_in_row(self._previous)
+        done = self._ahead and (self._ahead.request, self._ahead.seq)
+        if expected is not None and done != (expected, run.mirror.seq):
+            self._ahead = await _compose(run, expected)
+
+
+async def _compose(run: Run, request: BatchRequest) -> Proposal:
+    config, seq = run.mirror.config, run.mirror.seq
+    pool, prepared = await run.pool(request.policy_step)
+    rng = _generator(config.seed, request.request_id)
+    if request.probe:
+        attempts = request.attempt_count or config.selection.group_size
+        selection = select_probes(prepared, pool, request.prompt_count, attempts, rng)
+    else:
+        selection = compose_batch(prepared, pool, config.selection, request.prompt_count, rng)
+    slots = _slots(selection)
+    prompts = encode_prompts(slots, run.mirror.catalog.fields)
+    return Proposal(request, seq, slots, selection.shortfall, prompts)
+
+
+def _generator(seed: int, request_id: str) -> np.random.Generator:
+    """All randomness of a batch, from the run's seed and the request's name alone."""
+    digest = hashlib.blake2b(f"{seed}/{request_id}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest)))
+
+
+def _slots(selection: Selection) -> NDArray[np.void]:
+    slots = np.zeros(len(selection.indices_B), SLOT_DTYPE)
+    slots["index"] = selection.indices_B
+    slots["attempt_count"] = selection.attempt_counts_B
+    slots["reason"] = selection.reasons_B
+    slots["pass_rate"] = selection.pass_rate_B
+    slots["pass_rate_low"] = selection.pass_rate_low_B
+    slots["pass_rate_high"] = selection.pass_rate_high_B
+    return slots

@@ -1,0 +1,80 @@
+"""The degraded mode that a trainer may ask for."""
+
+from __future__ import annotations
+
+import pytest
+
+from curriculum_client import StoreUnavailableError
+from curriculum_client._batch import ServedPrompt
+from curriculum_client._fallback import SeenPrompts
+
+
+async def test_the_default_is_to_raise(connect, server, service):
+    async with connect(retry_s=0) as client:
+        await client.next_batch(5, policy_step=0)
+        server.stop()
+        with pytest.raises(StoreUnavailableError):
+            await client.next_batch(5, policy_step=1)
+        assert client.fallback_batches == 0
+
+
+async def test_prompts_seen_before_are_drawn_uniformly_and_marked(
+    connect, server, client_log, all_rewards
+):
+    async with connect(retry_s=0, on_unavailable="uniform") as client:
+        seen = [
+            *await client.next_batch(5, policy_step=0),
+            *await client.next_batch(5, policy_step=1),
+        ]
+        server.stop()
+        drawn = [await client.next_batch(6, policy_step=2) for _ in range(2)]
+        assert client.fallback_batches == 2
+        for batch in drawn:
+            assert (batch.batch_id, batch.policy_step, batch.is_fallback) == ("", 2, True)
+            assert batch.lease_expire_time is None
+            assert [prompt.slot for prompt in batch] == list(range(6))
+            assert {prompt.reason for prompt in batch} == {"uniform-fallback"}
+            assert len(set(batch.slots)) == 6
+            assert set(batch.slots) <= {prompt.prompt_id for prompt in seen}
+            assert await client.report(batch, all_rewards(batch), policy_step=2) is None
+            assert await client.release(batch) == 0
+        assert drawn[0].prompts != drawn[1].prompts
+        assert client.buffered_reports == 0
+    assert client_log.text.count("report dropped run=math") == 1
+
+
+async def test_a_client_that_has_seen_nothing_raises(connect, server):
+    server.stop()
+    async with connect(retry_s=0, on_unavailable="uniform") as client:
+        with pytest.raises(StoreUnavailableError):
+            await client.next_batch(5, policy_step=0)
+
+
+async def test_the_service_takes_over_when_it_is_back(connect, service, away):
+    async with connect(retry_s=0, on_unavailable="uniform") as client:
+        await client.next_batch(5, policy_step=0)
+        service.failures["NextBatch"].append(away)
+        fallback = await client.next_batch(10, policy_step=1)
+        assert (len(fallback), fallback.shortfall) == (5, "only 5 prompts were seen")
+        assert (await client.next_batch(5, policy_step=2)).batch_id == "default-2"
+
+
+async def test_a_refusal_is_no_reason_to_fall_back(connect, service):
+    async with connect(on_unavailable="uniform") as client:
+        await client.next_batch(5, policy_step=0)
+        service.timeline += 1
+        with pytest.raises(Exception, match="timeline=0: is over"):
+            await client.next_batch(5, policy_step=1)
+
+
+def test_memory_is_bounded_and_the_oldest_go_first():
+    def prompt(name, text="x" * 1000):
+        return ServedPrompt(name, "d", text, "", (), {}, 0, 4, 0.5, (0.0, 1.0), "edge")
+
+    seen = SeenPrompts(max_chars=3 * 2024)
+    seen.add([prompt("a"), prompt("b"), prompt("c")])
+    seen.add([prompt("a"), prompt("d")])
+    drawn = seen.draw(9, policy_step=0, timeline=0, seed="s")
+    assert set(drawn.slots) == {"a", "c", "d"}
+    seen.add([prompt("e", text="x" * 10_000)])
+    assert len(seen) == 0
