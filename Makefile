@@ -3,9 +3,9 @@
 PYTHON ?= python3
 # Test processes side by side.
 JOBS ?= 2
-# Where Linux looks for PyTorch's CPU build, a tenth of the size of the CUDA build that PyPI
-# serves. `make TORCH_INDEX= …` takes PyPI's.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# An index for PyTorch on Linux, where PyPI serves the CUDA build. The CPU build is a tenth of the
+# size: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 # The commit or tag whose contract the present one must not break; the latest release by default.
 AGAINST ?=
 # Handed to the program that a target runs: `make test ARGS='-k lease'`.
