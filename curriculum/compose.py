@@ -169,11 +169,12 @@ def _describe(task: _Task) -> Selection:
         pass_rate_B=belief.mean,
         pass_rate_low_B=low_B,
         pass_rate_high_B=high_B,
-        shortfall=_shortfall(len(indices_B), task.draft.missing_count, pool),
+        shortfall=shortfall(len(indices_B), task.draft.missing_count, pool),
     )
 
 
-def _shortfall(served: int, missing: int, pool: Pool) -> str:
+def shortfall(served: int, missing: int, pool: Pool) -> str:
+    """Why a batch is smaller than asked; empty when none are missing."""
     if not missing:
         return ""
     leased = len(pool) - int(np.count_nonzero(pool.free_N))

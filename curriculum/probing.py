@@ -3,7 +3,7 @@
 import numpy as np
 
 from curriculum.belief import posterior
-from curriculum.compose import Prepared
+from curriculum.compose import Prepared, shortfall
 from curriculum.errors import require
 from curriculum.interval import credible_interval
 from curriculum.pool import Pool, Reason, Selection
@@ -45,7 +45,7 @@ def select_probes(
     chosen_B = np.argsort(-gain_M, kind="stable")[:prompt_count]
     alpha_B, beta_B = belief.alpha_N[chosen_B], belief.beta_N[chosen_B]
     low_B, high_B = credible_interval(alpha_B, beta_B)
-    served, size = len(chosen_B), len(pool)
+    served = len(chosen_B)
     return Selection(
         indices_B=free_M[chosen_B],
         attempt_counts_B=np.full(served, attempt_count),
@@ -53,7 +53,5 @@ def select_probes(
         pass_rate_B=alpha_B / (alpha_B + beta_B),
         pass_rate_low_B=low_B,
         pass_rate_high_B=high_B,
-        shortfall=""
-        if served == prompt_count
-        else f"{served} of {prompt_count}: {size - len(free_M)} of {size} prompts are leased",
+        shortfall=shortfall(served, prompt_count - served, pool),
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,6 +23,7 @@ from curriculum_api.v1.probe_service_pb2_grpc import ProbeServiceStub
 from curriculum_api.v1.trainer_service_pb2_grpc import TrainerServiceStub
 from curriculum_server.app import App
 from curriculum_server.config import ServerConfig
+from curriculum_server.store.embedded import EmbeddedValkey
 
 CONFIG = ServerConfig(listen="127.0.0.1:0", metrics="off", drain_s=1)
 OPTIONS = [
@@ -29,31 +32,24 @@ OPTIONS = [
 ]
 
 
-class ServerThread:
-    """An App on an event loop of its own, in a thread."""
+class LoopThread:
+    """An event loop in a thread. One for all servers: grpc.aio serves one loop per process well."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.app = self.call(self._make(config))
-        self.serving = self.call(self.app.start())
 
-    @property
-    def address(self) -> str:
-        return self.serving.address
+    def begin(self, coroutine: Any) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def call(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
+        return self.begin(coroutine).result(60)
 
     def stop(self) -> None:
-        self.call(self.app.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-    async def _make(self, config: ServerConfig) -> App:
-        return App(config)
 
 
 class Stubs:
@@ -83,26 +79,72 @@ class Stubs:
             self.operator.AddPrompts(op.AddPromptsRequest(run_id=run_id, prompts=prompts))
 
 
+class RunningServer:
+    """An App that serves, and a channel to it."""
+
+    def __init__(self, thread: LoopThread, config: ServerConfig) -> None:
+        self.thread = thread
+        self.app = thread.call(self._make(config))
+        self.serving = thread.call(self.app.start())
+        self.address: str = self.serving.address
+        self.stubs = Stubs(self.address)
+
+    def stop(self) -> None:
+        self.stubs.channel.close()
+        self.thread.call(self.app.stop())
+
+    async def _make(self, config: ServerConfig) -> App:
+        return App(config)
+
+
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerThread]:
-    data_dir: Path = tmp_path_factory.mktemp("data")
-    thread = ServerThread(replace(CONFIG, data_dir=str(data_dir)))
+def loop_thread() -> Iterator[LoopThread]:
+    thread = LoopThread()
     yield thread
     thread.stop()
 
 
 @pytest.fixture(scope="session")
-def stubs(server: ServerThread) -> Iterator[Stubs]:
-    made = Stubs(server.address)
-    yield made
-    made.channel.close()
+def store_url(loop_thread: LoopThread, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Valkey with an append-only file, for any number of servers."""
+    valkey = EmbeddedValkey(tmp_path_factory.mktemp("data"), "everysec")
+    loop_thread.call(valkey.start())
+    yield valkey.url
+    loop_thread.call(valkey.stop())
+
+
+@pytest.fixture(scope="session")
+def server(loop_thread: LoopThread, store_url: str) -> Iterator[RunningServer]:
+    running = RunningServer(loop_thread, replace(CONFIG, redis=store_url))
+    yield running
+    running.stop()
+
+
+@pytest.fixture()
+def start_server(loop_thread: LoopThread, store_url: str) -> Iterator[Callable[..., RunningServer]]:
+    """Starts further servers over the same store, or otherwise by `ServerConfig` fields."""
+    with ExitStack() as running:
+
+        def start(**changes: Any) -> RunningServer:
+            if "data_dir" not in changes:
+                changes.setdefault("redis", store_url)
+            started = RunningServer(loop_thread, replace(CONFIG, **changes))
+            running.callback(started.stop)
+            return started
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def stubs(server: RunningServer) -> Stubs:
+    return server.stubs
 
 
 _numbers = itertools.count()
 
 
 @pytest.fixture()
-def new_run(stubs: Stubs, request: pytest.FixtureRequest) -> Callable[..., str]:
+def new_run(stubs: Stubs) -> Callable[..., str]:
     """Creates a run with a pool and gives its name."""
 
     def create(prompt_count: int = 0, domains: int = 2, **config: Any) -> str:
@@ -113,3 +155,17 @@ def new_run(stubs: Stubs, request: pytest.FixtureRequest) -> Callable[..., str]:
         return run_id
 
     return create
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., Any]:
+    """Waits for something to become true, and gives it."""
+
+    def wait(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
+        deadline = time.monotonic() + timeout_s
+        while not (found := condition()):
+            assert time.monotonic() < deadline, "it did not come true in time"
+            time.sleep(0.01)
+        return found
+
+    return wait

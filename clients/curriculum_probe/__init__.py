@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""The worker that samples prompts on spare GPUs, only to refresh what is believed of them."""

@@ -190,7 +190,7 @@ def _window_messages(mirror: Mirror) -> list[stats_pb2.WindowStats]:
         messages.append(
             stats_pb2.WindowStats(
                 first_policy_step=window.first_step,
-                last_policy_step=window.last_step,
+                last_policy_step=inspection.so_far(mirror, window).last_step,
                 attempt_count=int(attempts_N.sum()),
                 pass_count=int(mirror.column(window.window, PASSES).sum()),
                 group_count=done,

@@ -64,6 +64,10 @@ class Proposal:
     prompts: bytes
     """The slots as the `prompts` of a `Batch` message."""
 
+    def fits(self, request: BatchRequest, seq: int) -> bool:
+        """Whether composing it again would give the same."""
+        return (self.request, self.seq) == (request, seq)
+
 
 class Composer:
     """Composes one run's batches. The caller holds the run's lock."""
@@ -78,7 +82,8 @@ class Composer:
         ahead, self._ahead = self._ahead, None
         if request != self._last:
             self._previous, self._last = self._last, request
-        if ahead is not None and (ahead.request, ahead.seq) == (request, run.mirror.seq):
+        # What fell short may not any more, since leases run out without an event.
+        if ahead is not None and not ahead.shortfall and ahead.fits(request, run.mirror.seq):
             return ahead
         return await _compose(run, request)
 
@@ -87,9 +92,9 @@ class Composer:
         if self._last is None:
             return
         expected = self._last.next_in_row(self._previous)
-        done = self._ahead and (self._ahead.request, self._ahead.seq)
-        if expected is not None and done != (expected, run.mirror.seq):
-            self._ahead = await _compose(run, expected)
+        if expected is None or (self._ahead and self._ahead.fits(expected, run.mirror.seq)):
+            return
+        self._ahead = await _compose(run, expected)
 
 
 async def _compose(run: Run, request: BatchRequest) -> Proposal:

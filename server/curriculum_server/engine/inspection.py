@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,6 +151,12 @@ def find_prompt(mirror: Mirror, prompt_id: str) -> int:
     return index
 
 
+def so_far(mirror: Mirror, window: Window) -> Window:
+    """The window as far as the run has come in it."""
+    last_step = min(window.last_step, max(window.first_step, mirror.policy_step))
+    return replace(window, last_step=last_step)
+
+
 def history(mirror: Mirror, index: int) -> list[HistoryPoint]:
     """The windows in which the prompt was attempted, oldest first."""
     points = []
@@ -164,7 +170,8 @@ def history(mirror: Mirror, index: int) -> list[HistoryPoint]:
             position = (passes + cells[REWARD_EXCESS] / FIXED_POINT_SCALE) / attempts
             low, high = mirror.config.reward_min, mirror.config.reward_max
             reward = low + position * (high - low)
-            points.append(HistoryPoint(window, attempts, passes, reward, cells[TOKENS]))
+            shown = so_far(mirror, window)
+            points.append(HistoryPoint(shown, attempts, passes, reward, cells[TOKENS]))
     return points
 
 

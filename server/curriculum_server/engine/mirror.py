@@ -16,7 +16,7 @@ from curriculum import Pool, Prepared, discount_weights, discounted_counts, prep
 from curriculum_server.engine.catalog import Catalog
 from curriculum_server.engine.config import RunConfig
 from curriculum_server.store.batches import CLOSED, INDEX_DTYPE
-from curriculum_server.store.columns import ATTEMPTS, PASSES, SERVED, cell_dtype
+from curriculum_server.store.columns import ATTEMPTS, PASSES, SERVED, cell_dtype, cell_limits
 from curriculum_server.store.document import Document, Window
 from curriculum_server.store.load import Header, Snapshot
 from curriculum_server.store.reports import decode_deltas
@@ -182,7 +182,8 @@ class Mirror:
             self._closed = None
         index_K, deltas = decode_deltas(event[b"columns"], event[b"deltas"])
         for name, amounts_K in deltas.items():
-            self.column(window, name)[index_K] += amounts_K
+            cells = self.column(window, name)
+            cells[index_K] = np.clip(cells[index_K] + amounts_K, *cell_limits(name))
         self.attempts_N[index_K] += deltas[ATTEMPTS]
         self._set_leases(_indices(event[b"completed"]), event, 0)
         done, mixed = self.groups.get(window, (0, 0))

@@ -117,21 +117,18 @@ async def _try_report(run: Run, batch: Batch, request: ReportRequest) -> ReportR
     """One go at counting; keeps up with how far the batch has come."""
     state, config = batch.state, run.mirror.config
     deltas = count_deltas(request.attempts, state.record, config)
-    run.check_step(request.policy_step)
-    window = run.mirror.document.window_for(request.policy_step)
-    if window is None:
-        async with run.lock:
-            window = await run.window_for(request.policy_step)
-    try:
-        advance = advance_batch(state, deltas)
-    except StateError:
-        # What looks like too many attempts may be a repeat of what was counted.
+    advance = advance_batch(state, deltas)
+    if advance is None or not run.has_window(request.policy_step):
+        # What comes too often or too late may be a repeat of what was counted.
         seen = await load_report(run.redis, run.keys, request.timeline, request.request_id)
-        if seen is None and await _refresh(run, batch):
+        if seen is not None:
+            return seen
+    if advance is None:
+        if await _refresh(run, batch):
             return ReportReply("moved")
-        if seen is None:
-            raise
-        return seen
+        raise _too_many(state, deltas)
+    async with run.lock:
+        window = await run.window_for(request.policy_step)
     reply = await report(
         run.redis,
         run.keys,
@@ -162,32 +159,35 @@ async def _refresh(run: Run, batch: Batch) -> bool:
     return not np.array_equal(state.progress_B, before_B)
 
 
-def advance_batch(batch: OpenBatch, deltas: Deltas) -> Advance:
-    """How far the attempts bring their batch.
-
-    Raises:
-        StateError: more attempts at a slot than it was allotted, or a closed slot.
-    """
+def advance_batch(batch: OpenBatch, deltas: Deltas) -> Advance | None:
+    """How far the attempts bring their batch; None when a slot does not take as many."""
     slot_K = deltas.slot_B
-    allotted_K = batch.record.slots["attempt_count"][slot_K].astype(np.int64)
     before_K = batch.progress_B[slot_K].astype(np.int64)
-    reported_K = before_K % batches.CLOSED >> 16
-    attempts_K = reported_K + deltas.attempts_B
+    attempts_K = (before_K % batches.CLOSED >> 16) + deltas.attempts_B
     passes_K = before_K % (1 << 16) + deltas.passes_B
-    closed_K = before_K >= batches.CLOSED
-    refused_K = closed_K | (attempts_K > allotted_K)
-    if refused_K.any():
-        row = int(np.argmax(refused_K))
-        why = "; the slot is closed" if closed_K[row] else ""
-        raise StateError(
-            f"outcomes.slots={slot_K[row]}: must be given at most {allotted_K[row]} attempts; "
-            f"{reported_K[row]} are reported and {deltas.attempts_B[row]} came{why}"
-        )
+    allotted_K = batch.record.slots["attempt_count"][slot_K]
+    if np.any((before_K >= batches.CLOSED) | (attempts_K > allotted_K)):
+        return None
     full_K = attempts_K == allotted_K
     after_B = batch.progress_B.copy()
     after_B[slot_K] = attempts_K << 16 | passes_K | np.where(full_K, batches.CLOSED, 0)
-    mixed = full_K & (passes_K > 0) & (passes_K < attempts_K)
-    return Advance(after_B, deltas.index_B[full_K], int(mixed.sum()))
+    mixed_K = full_K & (passes_K > 0) & (passes_K < attempts_K)
+    return Advance(after_B, deltas.index_B[full_K], int(mixed_K.sum()))
+
+
+def _too_many(batch: OpenBatch, deltas: Deltas) -> StateError:
+    """Names the first slot that does not take as many attempts."""
+    slots = batch.record.slots
+    for slot, came in zip(deltas.slot_B.tolist(), deltas.attempts_B.tolist(), strict=True):
+        allotted, before = int(slots["attempt_count"][slot]), int(batch.progress_B[slot])
+        closed, reported = divmod(before, batches.CLOSED)
+        if closed or (reported >> 16) + came > allotted:
+            break
+    why = "; the slot is closed" if closed else ""
+    return StateError(
+        f"outcomes.slots={slot}: must be given at most {allotted} attempts; "
+        f"{reported >> 16} are reported and {came} came{why}"
+    )
 
 
 def report_digest(content: bytes) -> bytes:

@@ -121,8 +121,19 @@ class Run:
                 return self.mirror.document
         raise OverloadedError(f"run_id={self.run_id!r}: is changed by too many callers at once")
 
+    def has_window(self, step: int) -> bool:
+        """Whether counts of `step` are welcome, in a window that is there."""
+        document = self.mirror.document
+        oldest = document.windows[-OPEN_WINDOWS:][0].first_step
+        return step >= oldest and document.window_for(step) is not None
+
     async def window_for(self, step: int) -> Window:
-        """The window that takes counts of `step`, opened if need be. The caller holds the lock."""
+        """The window that takes counts of `step`, opened if need be. The caller holds the lock.
+
+        Raises:
+            InvalidRequestError: a step that cannot be meant.
+        """
+        self.check_step(step)
         window_steps = self.mirror.config.window_steps
 
         def open_window(document: Document) -> tuple[Document, Change] | None:

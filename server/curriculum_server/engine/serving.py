@@ -8,7 +8,7 @@ from curriculum_api.errors import AlreadyExistsError, OverloadedError
 from curriculum_server.engine.composing import BatchRequest, Composer
 from curriculum_server.engine.encoding import encode_prompts
 from curriculum_server.engine.run import Run
-from curriculum_server.store.batches import BatchRecord, claim
+from curriculum_server.store.batches import BatchRecord, claim, load_batch
 
 CLAIM_TRIES = 20
 FRESH_TRIES = 2
@@ -54,7 +54,12 @@ async def _try_claim(
     if request.timeline is not None and request.timeline != run.mirror.document.timeline:
         await run.sync()
         run.check_timeline(request.timeline)
-    run.check_step(request.policy_step)
+    timeline = run.mirror.document.timeline
+    if not run.has_window(request.policy_step):
+        # A repeat is answered however far the run has come, and opens no window.
+        known = await load_batch(run.redis, run.keys, timeline, request.request_id)
+        if known is not None:
+            return _served_before(run, request, known.record)
     window = await run.window_for(request.policy_step)
     proposal = await composer.propose(run, request)
     mirror = run.mirror

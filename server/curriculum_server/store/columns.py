@@ -34,6 +34,11 @@ def cell_dtype(name: str) -> np.dtype[np.signedinteger | np.unsignedinteger]:
     return np.dtype(">i4") if name in SIGNED else np.dtype(">u4")
 
 
+def cell_limits(name: str) -> tuple[int, int]:
+    """Where a column's cells saturate."""
+    return (-(1 << 31), (1 << 31) - 1) if name in SIGNED else (0, (1 << 32) - 1)
+
+
 def column_names(channels: Sequence[str]) -> list[str]:
     """Every key that a window of a run with these channels may have, the log of servings last."""
     counts = [ATTEMPTS, PASSES, REWARD_EXCESS, REWARD_SQ_EXCESS, TOKENS]

@@ -91,10 +91,13 @@ class Document:
         return replace(self, windows=(*before, closed), checkpoints=(*self.checkpoints, mark))
 
     def rolled_back_to(self, mark: CheckpointMark) -> Document:
-        """The document as it was at `mark`, one timeline later."""
+        """The document as it was at `mark`, one timeline later, without a later step's policy."""
         position = self.checkpoints.index(mark)
+        is_kept = self.policy_step is not None and self.policy_step <= mark.policy_step
         return replace(
             self,
+            policy_step=self.policy_step if is_kept else None,
+            policy_uri=self.policy_uri if is_kept else "",
             timeline=self.timeline + 1,
             windows=tuple(w for w in self.windows if w.window <= mark.window),
             checkpoints=self.checkpoints[: position + 1],

@@ -114,16 +114,16 @@ class ReportReply:
 
 
 def encode_deltas(deltas: Deltas) -> tuple[str, bytes]:
-    """The event's form: the columns' names, and packed i32 rows: indices, then each column."""
+    """The event's form: the columns' names, and packed i64 rows: indices, then each column."""
     used = {name: amounts_B for name, amounts_B in deltas.columns.items() if amounts_B.any()}
     table = np.stack([deltas.index_B, *used.values()])
-    return " ".join(used), table.astype(">i4").tobytes()
+    return " ".join(used), table.astype(">i8").tobytes()
 
 
 def decode_deltas(names: bytes, blob: bytes) -> tuple[NDArray[np.int64], dict[str, Amounts]]:
     """Back from `encode_deltas`: indices, and by column what was added to them."""
     columns = names.decode().split()
-    table = np.frombuffer(blob, ">i4").reshape(len(columns) + 1, -1).astype(np.int64)
+    table = np.frombuffer(blob, ">i8").reshape(len(columns) + 1, -1).astype(np.int64)
     return table[0], dict(zip(columns, table[1:], strict=True))
 
 

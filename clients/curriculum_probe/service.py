@@ -1,0 +1,138 @@
+"""The curriculum server, as a prober sees it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from curriculum_api import errors
+from curriculum_api.status import CHANNEL_OPTIONS, error_from_rpc
+from curriculum_api.v1 import batch_pb2, run_pb2
+from curriculum_api.v1 import operator_service_pb2 as operator_pb
+from curriculum_api.v1 import probe_service_pb2 as probe_pb
+from curriculum_api.v1 import trainer_service_pb2 as trainer_pb
+from curriculum_api.v1.operator_service_pb2_grpc import OperatorServiceStub
+from curriculum_api.v1.probe_service_pb2_grpc import ProbeServiceStub
+from curriculum_api.v1.trainer_service_pb2_grpc import TrainerServiceStub
+from curriculum_probe.patience import Patience
+
+_Response = TypeVar("_Response")
+
+CALL_TIMEOUT_S = 60.0
+AWAY = (errors.StoreUnavailableError, errors.DeadlineError, errors.OverloadedError)
+"""The server did not judge the call. Every call names what it does, so it may be repeated."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the server is and who calls. Without a CA the channel is not encrypted."""
+
+    address: str
+    token: str = field(default="", repr=False)
+    tls_ca: Path | None = None
+
+    def channel(self) -> grpc.Channel:
+        if self.tls_ca is None:
+            return grpc.insecure_channel(self.address, list(CHANNEL_OPTIONS))
+        try:
+            credentials = grpc.ssl_channel_credentials(self.tls_ca.read_bytes())
+        except OSError as error:
+            raise errors.InvalidRequestError(f"tls_ca={self.tls_ca}: {error.strerror}") from None
+        return grpc.secure_channel(self.address, credentials, list(CHANNEL_OPTIONS))
+
+
+class Service:
+    """The calls about one run. All but `renew` and `release` wait for a server that is away."""
+
+    def __init__(self, target: Target, run_id: str, patience: Patience) -> None:
+        self._target, self._run_id, self._patience = target, run_id, patience
+        self._metadata = [("authorization", f"Bearer {target.token}")] if target.token else None
+        self._channel = target.channel()
+        self._probe = ProbeServiceStub(self._channel)
+        self._trainer = TrainerServiceStub(self._channel)
+        self._operator = OperatorServiceStub(self._channel)
+
+    def run(self) -> run_pb2.Run | None:
+        """The run; None when the token is only a prober's."""
+        request = operator_pb.GetRunRequest(run_id=self._run_id)
+        try:
+            response: operator_pb.GetRunResponse = self._patiently(self._operator.GetRun, request)
+        except errors.PermissionDeniedError:
+            return None
+        return response.run
+
+    def lease(
+        self, request_id: str, prompt_count: int, *, policy_step: int, attempt_count: int | None
+    ) -> probe_pb.LeaseProbesResponse:
+        request = probe_pb.LeaseProbesRequest(
+            run_id=self._run_id,
+            request_id=request_id,
+            prompt_count=prompt_count,
+            policy_step=policy_step,
+            attempt_count=attempt_count,
+        )
+        response: probe_pb.LeaseProbesResponse = self._patiently(self._probe.LeaseProbes, request)
+        return response
+
+    def report(
+        self,
+        request_id: str,
+        batch: batch_pb2.Batch,
+        *,
+        policy_step: int,
+        outcomes: batch_pb2.Outcomes,
+    ) -> batch_pb2.ReportReceipt:
+        request = probe_pb.ReportProbesRequest(
+            run_id=self._run_id,
+            request_id=request_id,
+            batch_id=batch.batch_id,
+            timeline=batch.timeline,
+            policy_step=policy_step,
+            outcomes=outcomes,
+        )
+        response: probe_pb.ReportProbesResponse = self._patiently(self._probe.ReportProbes, request)
+        return response.receipt
+
+    def renew(self, batch: batch_pb2.Batch) -> None:
+        """Keep the batch's leases."""
+        request = probe_pb.RenewProbesRequest(
+            run_id=self._run_id, batch_id=batch.batch_id, timeline=batch.timeline
+        )
+        self._leniently(self._probe.RenewProbes, request, "leases not renewed")
+
+    def release(self, batch: batch_pb2.Batch) -> None:
+        """Give back what was not reported."""
+        request = trainer_pb.ReleaseBatchRequest(
+            run_id=self._run_id, batch_id=batch.batch_id, timeline=batch.timeline
+        )
+        self._leniently(self._trainer.ReleaseBatch, request, "leases not given back")
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _patiently(self, rpc: Callable[..., _Response], request: Message) -> _Response:
+        return self._patience.repeat(lambda: self._call(rpc, request), AWAY, "server")
+
+    def _leniently(self, rpc: Callable[..., object], request: Message, event: str) -> None:
+        """Once: what is not renewed now is renewed next time, and leases run out by themselves."""
+        try:
+            self._call(rpc, request)
+        except errors.CurriculumError as error:
+            logger.warning("%s because=%s", event, error)
+
+    def _call(self, rpc: Callable[..., _Response], request: Message) -> _Response:
+        try:
+            return rpc(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
+        except grpc.RpcError as rpc_error:
+            error = error_from_rpc(rpc_error)
+        if isinstance(error, errors.StoreUnavailableError):
+            raise errors.StoreUnavailableError(f"{self._target.address} is unavailable: {error}")
+        raise error
