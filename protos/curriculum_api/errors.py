@@ -7,7 +7,7 @@
     ├─ NotFoundError (LookupError)                 NOT_FOUND
     ├─ AlreadyExistsError                          ALREADY_EXISTS
     ├─ StateError (RuntimeError)                   FAILED_PRECONDITION   someone must change something first
-    ├─ ConflictError                               ABORTED               an older timeline, a lost lease: redo the read
+    ├─ ConflictError                               ABORTED               an older timeline: redo the read
     ├─ OverloadedError                             RESOURCE_EXHAUSTED
     ├─ StoreUnavailableError (ConnectionError)     UNAVAILABLE           retry the call
     ├─ DeadlineError (TimeoutError)                DEADLINE_EXCEEDED     retry the call
@@ -49,7 +49,7 @@ class StateError(CurriculumError, RuntimeError):
 
 
 class ConflictError(CurriculumError):
-    """The caller acts on an older timeline or a lost lease; it must read again."""
+    """The caller acts on an older timeline; it must read again."""
 
 
 class OverloadedError(CurriculumError):

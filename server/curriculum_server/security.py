@@ -20,7 +20,7 @@ from curriculum_api.errors import (
 
 ROLES: Mapping[str, tuple[str, ...]] = {
     "trainer": ("TrainerService",),
-    "prober": ("ProbeService", "TrainerService/ReleaseBatch"),
+    "prober": ("ProbeService", "TrainerService/ReleaseBatch", "OperatorService/GetRun"),
     "operator": ("TrainerService", "ProbeService", "OperatorService"),
 }
 """Services, or single methods of them, that each role may call."""

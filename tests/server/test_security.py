@@ -1,4 +1,4 @@
-"""Who may call what. The certificate beside is for localhost, signed by itself, and of no other use."""
+"""Who may call what. The certificate beside is for localhost, self-signed, and of no other use."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_each_role_calls_its_own_service_and_an_operator_calls_all(guarded, new_
             stubs.probe.LeaseProbes,
             probe.LeaseProbesRequest(run_id=run_id, request_id="r", prompt_count=1),
         ),
-        "operator": (stubs.operator.GetRun, op.GetRunRequest(run_id=run_id)),
+        "operator": (stubs.operator.GetStats, op.GetStatsRequest(run_id=run_id)),
     }
     codes = {
         role: [code_of(*call, token) for token in ("t0", "p0", "o0", "wrong", "")]

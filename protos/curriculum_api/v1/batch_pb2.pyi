@@ -32,7 +32,7 @@ class _ReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTyp
     REASON_EDGE: _Reason.ValueType  # 1
     """Drawn for its chance of a mixed group."""
     REASON_EXPLORE: _Reason.ValueType  # 2
-    """Drawn for what is not yet known about it."""
+    """Drawn like REASON_EDGE, with less than one discounted attempt to go by."""
     REASON_REVIEW: _Reason.ValueType  # 3
     """Mastered, and served against forgetting."""
     REASON_REACH: _Reason.ValueType  # 4
@@ -52,7 +52,7 @@ REASON_UNSPECIFIED: Reason.ValueType  # 0
 REASON_EDGE: Reason.ValueType  # 1
 """Drawn for its chance of a mixed group."""
 REASON_EXPLORE: Reason.ValueType  # 2
-"""Drawn for what is not yet known about it."""
+"""Drawn like REASON_EDGE, with less than one discounted attempt to go by."""
 REASON_REVIEW: Reason.ValueType  # 3
 """Mastered, and served against forgetting."""
 REASON_REACH: Reason.ValueType  # 4
@@ -205,7 +205,7 @@ class Outcomes(google.protobuf.message.Message):
     CHANNELS_FIELD_NUMBER: builtins.int
     @property
     def slots(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """The slot that was attempted. At most 65,536 rows."""
+        """The slot that was attempted. 1 to 65,536 rows."""
 
     @property
     def rewards(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:

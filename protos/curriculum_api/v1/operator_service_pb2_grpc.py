@@ -157,7 +157,7 @@ class OperatorServiceServicer(object):
 
     def CompareBoundary(self, request, context):
         """CompareBoundary compares pass@k between two ranges of policy steps, on the prompts that were
-        attempted in both.
+        attempted in both. A window that overlaps a range counts as a whole.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

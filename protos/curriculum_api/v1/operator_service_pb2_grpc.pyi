@@ -82,7 +82,7 @@ class OperatorServiceStub:
         curriculum_api.v1.operator_service_pb2.CompareBoundaryResponse,
     ]
     """CompareBoundary compares pass@k between two ranges of policy steps, on the prompts that were
-    attempted in both.
+    attempted in both. A window that overlaps a range counts as a whole.
     """
 
 class OperatorServiceAsyncStub:
@@ -149,7 +149,7 @@ class OperatorServiceAsyncStub:
         curriculum_api.v1.operator_service_pb2.CompareBoundaryResponse,
     ]
     """CompareBoundary compares pass@k between two ranges of policy steps, on the prompts that were
-    attempted in both.
+    attempted in both. A window that overlaps a range counts as a whole.
     """
 
 class OperatorServiceServicer(metaclass=abc.ABCMeta):
@@ -236,7 +236,7 @@ class OperatorServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[curriculum_api.v1.operator_service_pb2.CompareBoundaryResponse, collections.abc.Awaitable[curriculum_api.v1.operator_service_pb2.CompareBoundaryResponse]]:
         """CompareBoundary compares pass@k between two ranges of policy steps, on the prompts that were
-        attempted in both.
+        attempted in both. A window that overlaps a range counts as a whole.
         """
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -92,11 +92,13 @@ class Prompt(google.protobuf.message.Message):
     """Anything the caller's verifier needs, as a JSON object; opaque to the service. Empty for none."""
     @property
     def tags(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Labels for listing and, as features, for the prior. At most 16, each 1 to 64 bytes."""
+        """Labels, kept and served. At most 16, each 1 to 64 bytes."""
 
     @property
     def features(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
-        """Numeric attributes, for example another model's pass rate. At most 32; values are finite."""
+        """Numeric attributes, for example another model's pass rate, kept and served. At most 32, their
+        names 1 to 64 bytes, their values finite.
+        """
 
     def __init__(
         self,
@@ -191,7 +193,7 @@ class PromptHistoryPoint(google.protobuf.message.Message):
     pass_count: builtins.int
     """Passes counted in the window."""
     mean_reward: builtins.float
-    """Mean reward of the window's attempts, in the run's reward range; absent without attempts."""
+    """Mean reward of the window's attempts, in the run's reward range."""
     token_count: builtins.int
     """Tokens generated in the window's attempts; 0 when they were not reported."""
     def __init__(

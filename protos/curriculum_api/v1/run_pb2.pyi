@@ -58,23 +58,23 @@ class SelectionConfig(google.protobuf.message.Message):
     discount: builtins.float
     """Weight that evidence keeps per policy step, in (0, 1]."""
     optimism: builtins.float
-    """Standard deviations by which an uncertain pass rate is moved towards 1/2; at least 0."""
+    """Standard deviations by which an uncertain pass rate is moved towards 1/2, in [0, 10]."""
     sharpness: builtins.float
-    """Exponent on the score in the softened draw, at least 0; larger is greedier."""
+    """Exponent on the score in the softened draw, in [0, 64]; larger is greedier."""
     rest_steps: builtins.int
-    """Policy steps between two servings of one prompt; 0 turns the rest off."""
+    """Policy steps between two servings of one prompt, in [0, 1000000]; 0 turns the rest off."""
     review_share: builtins.float
-    """Share of a batch given to mastered prompts, in [0, 1]."""
+    """Share of a batch given to mastered prompts, in [0, 1]; with reach_share at most 1."""
     reach_share: builtins.float
     """Share of a batch given to prompts beyond the edge, in [0, 1]."""
     reach_attempt_factor: builtins.int
-    """Attempts of a reach prompt as a multiple of group_size; at least 1."""
+    """Attempts of a reach prompt as a multiple of group_size, in [1, 64]; together at most 32767."""
     edge_low: builtins.float
     """Pass rate below which a prompt is beyond the edge, in (0, 0.5)."""
     edge_high: builtins.float
     """Pass rate above which a prompt is mastered, in (0.5, 1)."""
     candidate_ratio: builtins.int
-    """Candidates drawn per served prompt by the strategy "thompson"; at least 1."""
+    """Candidates drawn per served prompt by the strategy "thompson", in [1, 1024]."""
     @property
     def domain_shares(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
         """Share of a batch for each listed domain; they add up to at most 1. Empty for none."""
@@ -172,18 +172,24 @@ class RunConfig(google.protobuf.message.Message):
     reward_max: builtins.float
     """Largest reward; fixed at creation. Default 1."""
     pass_threshold: builtins.float
-    """An attempt passes when its reward is at least this; fixed at creation. Default: reward_max."""
+    """An attempt passes when its reward is at least this, above reward_min and at most reward_max;
+    fixed at creation. Default: reward_max.
+    """
     window_steps: builtins.int
     """Policy steps whose counts are kept together, in [1, 100000]; may be changed. Default 5."""
     seed: builtins.int
-    """Every random choice of the run derives from this and the request_id; fixed at creation."""
+    """Every random choice of the run derives from this and the request_id; fixed at creation.
+    Default 0.
+    """
     @property
     def selection(self) -> global___SelectionConfig:
         """How batches are chosen; may be changed by UpdateRun."""
 
     @property
     def lease_ttl(self) -> google.protobuf.duration_pb2.Duration:
-        """How long a served prompt is withheld from other batches, in [1 s, 7 d]; may be changed."""
+        """How long a served prompt is withheld from other batches, in whole seconds of [1 s, 7 d]; may be
+        changed. Default 1 h.
+        """
 
     @property
     def channels(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Channel]:
@@ -240,7 +246,7 @@ class Run(google.protobuf.message.Message):
     """The newest policy step that a trainer or prober named."""
     @property
     def config(self) -> global___RunConfig:
-        """What it was created with, defaults filled in."""
+        """Its configuration as it is now, defaults filled in."""
 
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:

@@ -32,7 +32,9 @@ class NextBatchRequest(google.protobuf.message.Message):
     prompt_count: builtins.int
     """Prompts wanted, in [1, 4096]."""
     policy_step: builtins.int
-    """The trainer's global step whose weights will make the attempts."""
+    """The trainer's global step whose weights will make the attempts: from the start of the 8th
+    newest window to 10,000 beyond the run's newest step.
+    """
     timeline: builtins.int
     """The timeline the caller is on; absent to take the run's own."""
     def __init__(
@@ -92,7 +94,7 @@ class ReportOutcomesRequest(google.protobuf.message.Message):
     timeline: builtins.int
     """The batch's timeline."""
     policy_step: builtins.int
-    """The policy step whose weights made the attempts."""
+    """The policy step whose weights made the attempts, in the same range as for NextBatch."""
     @property
     def outcomes(self) -> curriculum_api.v1.batch_pb2.Outcomes:
         """The attempts."""
@@ -229,7 +231,7 @@ class CheckpointRequest(google.protobuf.message.Message):
     """The timeline the caller is on; absent to take the run's own."""
     @property
     def checkpoint(self) -> curriculum_api.v1.run_pb2.Checkpoint:
-        """The checkpoint; its step is at least the run's newest reported one."""
+        """The checkpoint; its step is at least the newest that a batch or report has named."""
 
     def __init__(
         self,
@@ -299,7 +301,7 @@ class RollbackResponse(google.protobuf.message.Message):
     TIMELINE_FIELD_NUMBER: builtins.int
     POLICY_STEP_FIELD_NUMBER: builtins.int
     timeline: builtins.int
-    """The new timeline, which later calls must name."""
+    """The new timeline, which later reports must name."""
     policy_step: builtins.int
     """The checkpoint's policy step."""
     def __init__(

@@ -94,14 +94,16 @@ class TrainerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PublishPolicy(self, request, context):
-        """PublishPolicy tells probers where the newest weights are. Idempotent.
+        """PublishPolicy tells probers where the newest weights are; an older step than the known one
+        changes nothing. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Checkpoint(self, request, context):
-        """Checkpoint marks the state of the curriculum at a policy step. Idempotent by name.
+        """Checkpoint marks the state of the curriculum at a policy step. At most 256 are kept. Idempotent
+        by name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

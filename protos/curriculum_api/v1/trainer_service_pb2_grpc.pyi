@@ -45,13 +45,17 @@ class TrainerServiceStub:
         curriculum_api.v1.trainer_service_pb2.PublishPolicyRequest,
         curriculum_api.v1.trainer_service_pb2.PublishPolicyResponse,
     ]
-    """PublishPolicy tells probers where the newest weights are. Idempotent."""
+    """PublishPolicy tells probers where the newest weights are; an older step than the known one
+    changes nothing. Idempotent.
+    """
 
     Checkpoint: grpc.UnaryUnaryMultiCallable[
         curriculum_api.v1.trainer_service_pb2.CheckpointRequest,
         curriculum_api.v1.trainer_service_pb2.CheckpointResponse,
     ]
-    """Checkpoint marks the state of the curriculum at a policy step. Idempotent by name."""
+    """Checkpoint marks the state of the curriculum at a policy step. At most 256 are kept. Idempotent
+    by name.
+    """
 
     Rollback: grpc.UnaryUnaryMultiCallable[
         curriculum_api.v1.trainer_service_pb2.RollbackRequest,
@@ -88,13 +92,17 @@ class TrainerServiceAsyncStub:
         curriculum_api.v1.trainer_service_pb2.PublishPolicyRequest,
         curriculum_api.v1.trainer_service_pb2.PublishPolicyResponse,
     ]
-    """PublishPolicy tells probers where the newest weights are. Idempotent."""
+    """PublishPolicy tells probers where the newest weights are; an older step than the known one
+    changes nothing. Idempotent.
+    """
 
     Checkpoint: grpc.aio.UnaryUnaryMultiCallable[
         curriculum_api.v1.trainer_service_pb2.CheckpointRequest,
         curriculum_api.v1.trainer_service_pb2.CheckpointResponse,
     ]
-    """Checkpoint marks the state of the curriculum at a policy step. Idempotent by name."""
+    """Checkpoint marks the state of the curriculum at a policy step. At most 256 are kept. Idempotent
+    by name.
+    """
 
     Rollback: grpc.aio.UnaryUnaryMultiCallable[
         curriculum_api.v1.trainer_service_pb2.RollbackRequest,
@@ -139,7 +147,9 @@ class TrainerServiceServicer(metaclass=abc.ABCMeta):
         request: curriculum_api.v1.trainer_service_pb2.PublishPolicyRequest,
         context: _ServicerContext,
     ) -> typing.Union[curriculum_api.v1.trainer_service_pb2.PublishPolicyResponse, collections.abc.Awaitable[curriculum_api.v1.trainer_service_pb2.PublishPolicyResponse]]:
-        """PublishPolicy tells probers where the newest weights are. Idempotent."""
+        """PublishPolicy tells probers where the newest weights are; an older step than the known one
+        changes nothing. Idempotent.
+        """
 
     @abc.abstractmethod
     def Checkpoint(
@@ -147,7 +157,9 @@ class TrainerServiceServicer(metaclass=abc.ABCMeta):
         request: curriculum_api.v1.trainer_service_pb2.CheckpointRequest,
         context: _ServicerContext,
     ) -> typing.Union[curriculum_api.v1.trainer_service_pb2.CheckpointResponse, collections.abc.Awaitable[curriculum_api.v1.trainer_service_pb2.CheckpointResponse]]:
-        """Checkpoint marks the state of the curriculum at a policy step. Idempotent by name."""
+        """Checkpoint marks the state of the curriculum at a policy step. At most 256 are kept. Idempotent
+        by name.
+        """
 
     @abc.abstractmethod
     def Rollback(
