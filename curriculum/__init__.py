@@ -6,7 +6,7 @@ Pure functions of their arguments: no clock, no I/O, no global random state.
 from curriculum.bands import Band, classify_bands, settled
 from curriculum.belief import Belief, posterior
 from curriculum.beta import beta_cdf, beta_quantile
-from curriculum.compose import Prepared, compose_batch, prepare, warm_up
+from curriculum.compose import compose_batch, warm_up
 from curriculum.config import SelectionConfig
 from curriculum.counts import discount_weights, discounted_counts
 from curriculum.errors import InvalidInputError
@@ -24,7 +24,6 @@ __all__ = [
     "Belief",
     "InvalidInputError",
     "Pool",
-    "Prepared",
     "Prior",
     "Reason",
     "Selection",
@@ -42,7 +41,6 @@ __all__ = [
     "optimistic_score",
     "pass_at_k",
     "posterior",
-    "prepare",
     "select_probes",
     "settled",
     "warm_up",

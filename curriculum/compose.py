@@ -11,7 +11,7 @@ from curriculum.draft import Draft
 from curriculum.errors import require
 from curriculum.interval import credible_interval
 from curriculum.pool import Pool, Reason, Selection
-from curriculum.prior import Prior, fit_domain_prior
+from curriculum.prior import Prior
 from curriculum.strategies import STRATEGIES, Strategy
 from curriculum.strategies.base import Choice
 from curriculum.strategies.uniform import choose_longest_rested
@@ -22,25 +22,6 @@ _FILL = Strategy(choose=choose_longest_rested)
 _LOOKS_PER_PLACE, _LEAST_LOOKS = 64, 1024
 _FIRST_ACCEPTANCE = 0.3  # a guess for the first round; later rounds use what they saw
 _SPARE = 1.25  # proposals above the expected need, so that mostly one round suffices
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What depends on the counts, the policy step and the configuration, but not on leases.
-
-    Valid for every `Pool` with the same counts and step, whatever was served or leased meanwhile.
-    """
-
-    prior: Prior
-
-
-def prepare(pool: Pool, config: SelectionConfig) -> Prepared:
-    """Fit the prior; ignores `free_N` and `last_served_step_N`.
-
-    The prompts are not weighed here: composing looks at a few thousand of them, not at the pool.
-    """
-    counts = (pool.successes_N, pool.failures_N)
-    return Prepared(fit_domain_prior(*counts, pool.domain_N, len(pool.domains)))
 
 
 @dataclass(frozen=True)
@@ -56,7 +37,7 @@ class _Task:
 
 
 def compose_batch(
-    prepared: Prepared,
+    prior: Prior,
     pool: Pool,
     config: SelectionConfig,
     prompt_count: int,
@@ -70,7 +51,7 @@ def compose_batch(
     smaller batch and says why.
 
     Args:
-        prepared: from `prepare`, for the same counts, step and configuration.
+        prior: fitted on the same counts.
         pool: with the leases and servings of now.
         config: of the run.
         prompt_count: B >= 0.
@@ -82,7 +63,7 @@ def compose_batch(
     require(prompt_count >= 0, "prompt_count", prompt_count, ">= 0")
     strategy = STRATEGIES[config.strategy]
     draft = Draft(pool, config, prompt_count, resting=strategy.reserves)
-    task = _Task(draft, pool, prepared.prior, config, strategy, rng)
+    task = _Task(draft, pool, prior, config, strategy, rng)
     if strategy.reserves and len(pool):
         _reserve(task)
     _propose(task)
@@ -193,4 +174,4 @@ def warm_up() -> None:
     one, counts = np.ones(1), np.ones(1, np.int64)
     pool = Pool(one, one, counts, 0 * counts, ("",), -counts, one > 0, 0)
     config = SelectionConfig()
-    compose_batch(prepare(pool, config), pool, config, 1, np.random.default_rng(0))
+    compose_batch(pool.fit_prior(), pool, config, 1, np.random.default_rng(0))

@@ -6,7 +6,7 @@ from enum import IntEnum
 from curriculum.arrays import Bools, Bytes, Floats, Ints
 from curriculum.belief import Belief, posterior
 from curriculum.errors import require
-from curriculum.prior import Prior
+from curriculum.prior import Prior, fit_domain_prior
 
 
 class Reason(IntEnum):
@@ -54,6 +54,11 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self.successes_N)
+
+    def fit_prior(self) -> Prior:
+        """The prior of each domain on these counts; leases and servings do not matter."""
+        counts = (self.successes_N, self.failures_N)
+        return fit_domain_prior(*counts, self.domain_N, len(self.domains))
 
     def belief_at(self, indices_M: Ints, prior: Prior) -> Belief:
         """The belief over some prompts."""

@@ -1,16 +1,22 @@
-"""How an error crosses the wire, read backwards, and the options that every channel shares."""
+"""How an error crosses the wire, read backwards, and how a call that was not judged is repeated."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+
 import grpc
 
-from curriculum_api import errors, limits
+from curriculum_api import errors
 
-CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_send_message_length", limits.MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
-)
-"""gRPC's own receive limit of 4 MiB is below what the contract allows."""
+AWAY = (errors.StoreUnavailableError, errors.DeadlineError, errors.OverloadedError)
+"""The service did not judge the call, so the same call may be repeated. Every RPC is idempotent."""
+
+FIRST_DELAY_S = 0.1
+LAST_DELAY_S = 5.0
+
+# Not the global generator, whose seed belongs to the trainer; and forked ranks must differ.
+_jitter = random.SystemRandom()
 
 _ERRORS_BY_STATUS: dict[grpc.StatusCode, type[errors.CurriculumError]] = {
     grpc.StatusCode[name]: error for error, name in errors.STATUS_NAMES.items()
@@ -18,16 +24,27 @@ _ERRORS_BY_STATUS: dict[grpc.StatusCode, type[errors.CurriculumError]] = {
 
 
 def error_from_rpc(rpc_error: grpc.RpcError) -> errors.CurriculumError:
-    """The contract's error that a failed call stands for.
+    """The contract's error that a failed call stands for, with gRPC's as its cause.
 
     A status outside the contract (INTERNAL, UNKNOWN, UNIMPLEMENTED, CANCELLED) becomes the base
     class, with the status in front, because the details of such a status often say little.
     """
-    if not isinstance(rpc_error, grpc.Call):
+    error = _without_cause(rpc_error)
+    error.__cause__ = rpc_error
+    return error
+
+
+def _without_cause(rpc_error: grpc.RpcError) -> errors.CurriculumError:
+    if not isinstance(rpc_error, grpc.Call | grpc.aio.AioRpcError):
         return errors.CurriculumError(str(rpc_error) or type(rpc_error).__name__)
-    status = rpc_error.code()
-    details = rpc_error.details() or ""
-    error = _ERRORS_BY_STATUS.get(status)
-    if error is None:
-        return errors.CurriculumError(f"{status.name}: {details}")
-    return error(details or status.name)
+    status, details = rpc_error.code(), rpc_error.details() or ""
+    kind = _ERRORS_BY_STATUS.get(status)
+    return kind(details or status.name) if kind else errors.CurriculumError(f"{status.name}: {details}")
+
+
+def delays() -> Iterator[float]:
+    """Seconds to wait before each repetition, without end: doubling up to a bound, with jitter."""
+    delay_s = FIRST_DELAY_S
+    while True:
+        yield delay_s * _jitter.uniform(0.5, 1.0)
+        delay_s = min(2 * delay_s, LAST_DELAY_S)

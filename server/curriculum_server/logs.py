@@ -14,11 +14,11 @@ class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
         line = {
+            **dict(_PAIR.findall(message)),
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": message,
-            **dict(_PAIR.findall(message)),
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)

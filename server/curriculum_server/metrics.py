@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from prometheus_client import Counter, Gauge, Histogram
 
 RPCS = Counter("curriculum_rpcs_total", "Calls answered", ["method", "code"])
@@ -26,5 +28,5 @@ POOL_PROMPTS = Gauge("curriculum_pool_prompts", "Prompts in the pool", ["run"])
 def forget_run(run_id: str) -> None:
     """Drop the gauges of a deleted run."""
     for gauge in (POLICY_STEP, POOL_PROMPTS):
-        if (run_id,) in gauge._metrics:
+        with suppress(KeyError):
             gauge.remove(run_id)

@@ -14,7 +14,6 @@ from curriculum import (
     compose_batch,
     credible_interval,
     posterior,
-    prepare,
 )
 
 DOMAINS = ("code", "logic", "math", "science")
@@ -58,22 +57,20 @@ def report(name: str, call: Callable[[], object], repeats: int) -> None:
 def report_pool(pool: Pool, name: str, config: SelectionConfig, repeats: int) -> None:
     """Time the two halves of a selection of 512 and both together."""
     rng = np.random.default_rng(1)
-    prepared = prepare(pool, config)
+    prior = pool.fit_prior()
     title = f"N={len(pool):,} B=512 {name}"
-    report(f"{title}: prepare", lambda: prepare(pool, config), repeats)
-    report(f"{title}: compose", lambda: compose_batch(prepared, pool, config, 512, rng), repeats)
+    report(f"{title}: fit_prior", pool.fit_prior, repeats)
+    report(f"{title}: compose", lambda: compose_batch(prior, pool, config, 512, rng), repeats)
 
     def both() -> object:
-        return compose_batch(prepare(pool, config), pool, config, 512, rng)
+        return compose_batch(pool.fit_prior(), pool, config, 512, rng)
 
     report(f"{title}: prepare + compose", both, repeats)
 
 
 def report_beliefs(pool: Pool) -> None:
     """Time what is not part of a selection."""
-    belief = posterior(
-        pool.successes_N, pool.failures_N, *prepare(pool, EDGE).prior.at(pool.domain_N)
-    )
+    belief = posterior(pool.successes_N, pool.failures_N, *pool.fit_prior().at(pool.domain_N))
     attempts_N, title = pool.attempts_N, f"N={len(pool):,}:"
     report(f"{title} classify_bands", lambda: classify_bands(belief, attempts_N, 0.05, 0.95), 10)
     alpha_B, beta_B = belief.alpha_N[:512], belief.beta_N[:512]

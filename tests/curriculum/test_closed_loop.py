@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from curriculum import SelectionConfig, compose_batch, prepare
+from curriculum import SelectionConfig, compose_batch
 
 PROMPTS, BATCH, STEPS, WARM_UP = 1500, 32, 160, 60
 
@@ -23,7 +23,7 @@ def simulate(make_pool, config):
             last_served_step_N=last,
             policy_step=step,
         )
-        batch = compose_batch(prepare(pool, config), pool, config, BATCH, rng)
+        batch = compose_batch(pool.fit_prior(), pool, config, BATCH, rng)
         index, count = batch.indices_B, batch.attempt_counts_B
         passes = rng.binomial(count, pass_rate[index])
         mixed.append(((passes > 0) & (passes < count)).mean())

@@ -11,7 +11,6 @@ from curriculum import (
     Reason,
     SelectionConfig,
     compose_batch,
-    prepare,
     select_probes,
 )
 
@@ -19,9 +18,7 @@ NO_RESERVES = SelectionConfig(review_share=0.0, reach_share=0.0)
 
 
 def compose(pool, config, prompt_count, seed=0):
-    return compose_batch(
-        prepare(pool, config), pool, config, prompt_count, np.random.default_rng(seed)
-    )
+    return compose_batch(pool.fit_prior(), pool, config, prompt_count, np.random.default_rng(seed))
 
 
 def pool_of(make_pool, passes, **given):
@@ -86,11 +83,11 @@ def test_the_same_seed_gives_the_same_batch_and_another_gives_another(
     assert one.indices_B.tolist() != other.indices_B.tolist()
 
 
-def test_what_was_prepared_holds_whatever_is_leased_meanwhile(make_pool):
+def test_what_was_prior_holds_whatever_is_leased_meanwhile(make_pool):
     pool = random_pool(make_pool, 2, 2000)
     leased = replace(pool, free_N=np.arange(2000) % 3 == 0)
-    prepared, config = prepare(pool, NO_RESERVES), NO_RESERVES
-    cached = compose_batch(prepared, leased, config, 64, np.random.default_rng(0))
+    prior, config = pool.fit_prior(), NO_RESERVES
+    cached = compose_batch(prior, leased, config, 64, np.random.default_rng(0))
     assert cached.indices_B.tolist() == compose(leased, config, 64).indices_B.tolist()
 
 
@@ -235,9 +232,9 @@ def test_uniform_serves_each_prompt_once_before_any_twice(make_pool):
 def test_uniform_does_not_look_at_the_evidence(make_pool):
     # 8 of 16 prompts 2,000 times: the share of each has a standard error of .5/sqrt(2000) = .011
     pool, config = pool_of(make_pool, np.repeat([0.0, 4.0], 8)), SelectionConfig(strategy="uniform")
-    prepared, rng, seen = prepare(pool, config), np.random.default_rng(0), np.zeros(16)
+    prior, rng, seen = pool.fit_prior(), np.random.default_rng(0), np.zeros(16)
     for _ in range(2000):
-        seen[compose_batch(prepared, pool, config, 8, rng).indices_B] += 1
+        seen[compose_batch(prior, pool, config, 8, rng).indices_B] += 1
     np.testing.assert_allclose(seen / 2000, 0.5, atol=0.05)
 
 
@@ -267,8 +264,8 @@ def test_a_pool_that_contradicts_itself_is_refused(make_pool):
 def test_probes_go_to_the_free_prompts_that_are_known_least(make_pool):
     passes = np.array([0.0, 40.0, 2.0, 0.0, 2.0])
     pool = make_pool(5, successes_N=passes, failures_N=passes, free_N=np.arange(5) != 3)
-    prepared = prepare(pool, SelectionConfig())
-    probes = select_probes(prepared, pool, 3, 4, np.random.default_rng(0))
+    prior = pool.fit_prior()
+    probes = select_probes(prior, pool, 3, 4, np.random.default_rng(0))
     assert probes.indices_B[0] == 0
     assert sorted(probes.indices_B.tolist()) == [0, 2, 4]
     assert set(probes.reasons_B) == {Reason.PROBE}

@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from curriculum import STRATEGIES, SelectionConfig, compose_batch, prepare
+from curriculum import STRATEGIES, SelectionConfig, compose_batch
 
 SUCCESSES = np.array([40.0, 5.0, 70.0, 20.0, 79.0])  # of 80
 CONFIG = SelectionConfig(sharpness=1.5, rest_steps=0, review_share=0.0, reach_share=0.0)
@@ -24,10 +24,10 @@ def inclusion_probabilities(weights, count):
 
 
 def drawn_shares(pool, count, draws):
-    prepared, rng = prepare(pool, CONFIG), np.random.default_rng(5)
+    prior, rng = pool.fit_prior(), np.random.default_rng(5)
     seen = np.zeros(len(pool))
     for _ in range(draws):
-        seen[compose_batch(prepared, pool, CONFIG, count, rng).indices_B] += 1
+        seen[compose_batch(prior, pool, CONFIG, count, rng).indices_B] += 1
     return seen / draws
 
 
@@ -40,7 +40,7 @@ def test_prompts_are_drawn_in_proportion_to_their_weights_without_replacement(ma
     pool = make_pool(
         len(successes), successes_N=successes, failures_N=80.0 - successes, free_N=free
     )
-    prior = prepare(pool, CONFIG).prior
+    prior = pool.fit_prior()
     weights = STRATEGIES["edge"].weigh(pool.belief_at(np.arange(5), prior), CONFIG)
     assert 0.0 < weights.min() < 0.5 * weights.max() <= 0.5
     expected = inclusion_probabilities(weights, 2)
@@ -53,7 +53,7 @@ def test_a_large_pool_is_drawn_by_weight_too(make_pool):
     # 300 w1 / (300 w1 + 2700 w2) of a draw; 3 of 3,000 without replacement hardly differ.
     successes = np.where(np.arange(3000) < 300, 4.0, 8.0)
     pool = make_pool(3000, successes_N=successes, failures_N=8.0 - successes)
-    prior = prepare(pool, CONFIG).prior
+    prior = pool.fit_prior()
     weights = STRATEGIES["edge"].weigh(pool.belief_at(np.arange(3000), prior), CONFIG)
     expected = 3 * weights[:300].sum() / weights.sum()
     seen = drawn_shares(pool, 3, 2000)[:300].sum()

@@ -205,6 +205,18 @@ def open_run(stubs: Any, new_run: Callable[..., str]) -> Callable[..., RunDriver
 
 
 @pytest.fixture(scope="session")
+def drive(stubs: Any) -> Callable[..., RunDriver]:
+    """Creates an empty run of a given name and drives it."""
+
+    def create(run_id: str, **config: Any) -> RunDriver:
+        selection = run_pb2.SelectionConfig(**config.pop("selection", {}))
+        stubs.create_run(run_id, run_pb2.RunConfig(selection=selection, **config))
+        return RunDriver(stubs, run_id)
+
+    return create
+
+
+@pytest.fixture(scope="session")
 def refused() -> Callable[..., Refusal]:
     return refusal
 

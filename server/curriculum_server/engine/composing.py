@@ -56,17 +56,17 @@ class Proposal:
     """A batch for a request, not leased yet."""
 
     request: BatchRequest
-    seq: int
-    """The event on which it was chosen."""
+    basis: tuple[int, int]
+    """The layout and the event on which it was chosen."""
     slots: NDArray[np.void]
     """B records of `SLOT_DTYPE`."""
     shortfall: str
     prompts: bytes
     """The slots as the `prompts` of a `Batch` message."""
 
-    def fits(self, request: BatchRequest, seq: int) -> bool:
+    def fits(self, request: BatchRequest, run: Run) -> bool:
         """Whether composing it again would give the same."""
-        return (self.request, self.seq) == (request, seq)
+        return (self.request, self.basis) == (request, _basis(run))
 
 
 class Composer:
@@ -83,7 +83,7 @@ class Composer:
         if request != self._last:
             self._previous, self._last = self._last, request
         # What fell short may not any more, since leases run out without an event.
-        if ahead is not None and not ahead.shortfall and ahead.fits(request, run.mirror.seq):
+        if ahead is not None and not ahead.shortfall and ahead.fits(request, run):
             return ahead
         return await _compose(run, request)
 
@@ -92,23 +92,27 @@ class Composer:
         if self._last is None:
             return
         expected = self._last.next_in_row(self._previous)
-        if expected is None or (self._ahead and self._ahead.fits(expected, run.mirror.seq)):
+        if expected is None or (self._ahead and self._ahead.fits(expected, run)):
             return
         self._ahead = await _compose(run, expected)
 
 
 async def _compose(run: Run, request: BatchRequest) -> Proposal:
-    config, seq = run.mirror.config, run.mirror.seq
-    pool, prepared = await run.pool(request.policy_step)
+    config, basis = run.mirror.config, _basis(run)
+    pool, prior = await run.pool(request.policy_step)
     rng = _generator(config.seed, request.request_id)
     if request.probe:
         attempts = request.attempt_count or config.selection.group_size
-        selection = select_probes(prepared, pool, request.prompt_count, attempts, rng)
+        selection = select_probes(prior, pool, request.prompt_count, attempts, rng)
     else:
-        selection = compose_batch(prepared, pool, config.selection, request.prompt_count, rng)
+        selection = compose_batch(prior, pool, config.selection, request.prompt_count, rng)
     slots = _slots(selection)
     prompts = encode_prompts(slots, run.mirror.catalog.fields)
-    return Proposal(request, seq, slots, selection.shortfall, prompts)
+    return Proposal(request, basis, slots, selection.shortfall, prompts)
+
+
+def _basis(run: Run) -> tuple[int, int]:
+    return run.mirror.layout, run.mirror.seq
 
 
 def _generator(seed: int, request_id: str) -> np.random.Generator:

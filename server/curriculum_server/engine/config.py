@@ -49,8 +49,8 @@ class RunConfig:
         reward_min: smallest reward; verifiers usually answer 0 or 1.
         reward_max: largest reward.
         pass_threshold: an attempt passes from this reward on; by default only a full reward does.
-        window_steps: policy steps whose counts are kept together; 5 resolves how a policy moves
-            at a twentieth of the default discount's half-life per step.
+        window_steps: policy steps whose counts are kept together; 5 is an eighth of the
+            default discount's half-life.
         lease_ttl_s: a step of a large run takes minutes; an hour covers it with room.
         seed: every random choice derives from it and the request_id.
     """

@@ -39,6 +39,7 @@ class Engine:
         self.redis = redis
         self._served: dict[str, Served] = {}
         self._follower: asyncio.Task[None] | None = None
+        self._stopping = False
 
     async def start(self) -> None:
         """Begin to follow the runs' events in the background."""
@@ -47,6 +48,7 @@ class Engine:
 
     async def stop(self) -> None:
         """Stop following. What is in the store is complete at any time."""
+        self._stopping = True  # redis-py now and then swallows a cancellation
         if self._follower is not None:
             self._follower.cancel()
             await asyncio.gather(self._follower, return_exceptions=True)
@@ -110,11 +112,15 @@ class Engine:
             served.warming = asyncio.create_task(self._sync_quietly(served))
 
     async def _follow(self) -> None:
-        while True:
+        while not self._stopping:
             await asyncio.sleep(FOLLOW_INTERVAL_S)
             for served in list(self._served.values()):
+                if self._stopping:
+                    return
                 if served.run.is_loaded:
                     await self._sync_quietly(served)
+                elif not served.run.lock.locked():  # somebody asked for a run that is not there
+                    self.forget(served.run.run_id)
 
     async def _sync_quietly(self, served: Served) -> None:
         """Background work: whoever asks next meets the same error and is told."""

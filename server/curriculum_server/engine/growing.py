@@ -53,7 +53,7 @@ async def add_prompts(run: Run, prompts: Sequence[NewPrompt]) -> Added:
         keys = {run.keys.catalog(chunk): catalog, run.keys.payload(chunk): payload}
         count = document.prompt_count + len(fresh)
         grown = replace(document, chunk_count=chunk + 1, prompt_count=count)
-        return grown, Change("prompts", sets=keys)
+        return grown, Change(sets=keys)
 
     async with run.lock:
         document = await run.change_layout(append_chunk)

@@ -46,7 +46,6 @@ class Beliefs:
 class PromptState:
     """One prompt as believed now."""
 
-    index: int
     prompt_id: str
     domain: str
     band: Band
@@ -85,7 +84,7 @@ async def believe(run: Run) -> Beliefs:
     await run.sync()
     mirror = run.mirror
     pool = mirror.pool(mirror.policy_step, run.now_s())
-    prior = mirror.prepared(pool).prior
+    prior = mirror.prior(pool)
     belief = posterior(pool.successes_N, pool.failures_N, *prior.at(pool.domain_N))
     selection = mirror.config.selection
     bands_N = classify_bands(belief, pool.attempts_N, selection.edge_low, selection.edge_high)
@@ -125,7 +124,6 @@ def prompt_states(beliefs: Beliefs, indices: Counts) -> Iterator[PromptState]:
     for row, index in enumerate(indices.tolist()):
         served = int(mirror.last_served_step_N[index])
         yield PromptState(
-            index=index,
             prompt_id=mirror.catalog.ids[index],
             domain=mirror.catalog.domain(index),
             band=Band(beliefs.bands_N[index]),

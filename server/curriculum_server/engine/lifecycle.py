@@ -12,13 +12,12 @@ from curriculum_api.errors import (
     NotFoundError,
     StateError,
 )
+from curriculum_api.limits import MAX_CHECKPOINTS
 from curriculum_server.engine.run import Run
 from curriculum_server.store.columns import column_names
 from curriculum_server.store.commit import Change
 from curriculum_server.store.document import CheckpointMark, Document
 from curriculum_server.store.load import load_record
-
-MAX_CHECKPOINTS = 256
 
 
 async def checkpoint(run: Run, name: str, step: int, timeline: int | None) -> Document:
@@ -47,7 +46,7 @@ async def checkpoint(run: Run, name: str, step: int, timeline: int | None) -> Do
                 "the run's newest step"
             )
         run.check_step(step)
-        return document.with_checkpoint(name, step), Change("windows")
+        return document.with_checkpoint(name, step), Change()
 
     async with run.lock:
         return await run.change_layout(mark)
@@ -76,7 +75,7 @@ async def rollback(run: Run, request_id: str, checkpoint_name: str) -> tuple[int
             fields |= {f"{name}:{w}": "" for w in dropped for name in ("groups", "mixed")}
             deletes = [run.keys.column(w, name) for w in dropped for name in names]
             return rolled, Change(
-                "reload",
+                reload=True,
                 records={record_key: json.dumps(record).encode()},
                 deletes=[run.keys.leases, *deletes],
                 meta_fields=fields,
@@ -94,7 +93,7 @@ async def publish_policy(run: Run, step: int, uri: str) -> None:
         known = -1 if document.policy_step is None else document.policy_step
         if step < known or (step, uri) == (known, document.policy_uri):
             return None
-        return replace(document, policy_step=step, policy_uri=uri), Change("windows")
+        return replace(document, policy_step=step, policy_uri=uri), Change()
 
     async with run.lock:
         await run.change_layout(publish)
@@ -107,7 +106,7 @@ async def update_config(run: Run, changes: Mapping[str, Any]) -> None:
         config = run.mirror.config.updated(changes)
         if config == run.mirror.config:
             return None
-        return replace(document, config=config.to_mapping()), Change("windows")
+        return replace(document, config=config.to_mapping()), Change()
 
     async with run.lock:
         await run.change_layout(update)

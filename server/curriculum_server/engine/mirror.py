@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from curriculum import Pool, Prepared, discount_weights, discounted_counts, prepare
+from curriculum import Pool, Prior, discount_weights, discounted_counts
 from curriculum_server.engine.catalog import Catalog
 from curriculum_server.engine.config import RunConfig
 from curriculum_server.store.batches import CLOSED, INDEX_DTYPE
@@ -55,7 +55,7 @@ class Mirror:
     _counts: dict[int, tuple[Floats, Floats]] = field(default_factory=dict)
     _closed: tuple[Floats, Floats] | None = None
     """Discounted counts of all windows but the newest."""
-    _prepared: dict[int, Prepared] = field(default_factory=dict)
+    _priors: dict[int, Prior] = field(default_factory=dict)
 
     @classmethod
     def from_snapshot(cls, catalog: Catalog, snapshot: Snapshot) -> Mirror:
@@ -117,8 +117,9 @@ class Mirror:
         return True
 
     def column(self, window: int, name: str) -> Cells:
-        """(N,) cells, made of zeros where nothing was added yet."""
-        return self.columns.setdefault((window, name), np.zeros(len(self.catalog), np.int64))
+        """(N,) cells; zeros where nothing was added yet."""
+        cells = self.columns.get((window, name))
+        return np.zeros(len(self.catalog), np.int64) if cells is None else cells
 
     def total(self, name: str) -> Cells:
         """(N,) sum of a column over all windows."""
@@ -137,18 +138,18 @@ class Mirror:
             policy_step,
         )
 
-    def prepared(self, pool: Pool) -> Prepared:
-        """What of selection depends on counts and step alone; kept until the counts change."""
+    def prior(self, pool: Pool) -> Prior:
+        """The prior on the pool's counts; kept until they change."""
         step = pool.policy_step
-        if step not in self._prepared:
-            self._prepared[step] = prepare(pool, self.config.selection)
-        return self._prepared[step]
+        if step not in self._priors:
+            self._priors[step] = pool.fit_prior()
+        return self._priors[step]
 
     def _discounted_counts(self, policy_step: int) -> tuple[Floats, Floats]:
         if policy_step not in self._counts:
             while len(self._counts) >= KEPT_STEPS:
                 oldest = next(iter(self._counts))
-                self._prepared.pop(oldest, None)
+                self._priors.pop(oldest, None)
                 self._counts.pop(oldest)
             self._counts[policy_step] = self._discount(policy_step)
         return self._counts[policy_step]
@@ -184,6 +185,7 @@ class Mirror:
         for name, amounts_K in deltas.items():
             cells = self.column(window, name)
             cells[index_K] = np.clip(cells[index_K] + amounts_K, *cell_limits(name))
+            self.columns[window, name] = cells
         self.attempts_N[index_K] += deltas[ATTEMPTS]
         self._set_leases(_indices(event[b"completed"]), event, 0)
         done, mixed = self.groups.get(window, (0, 0))
@@ -207,7 +209,7 @@ class Mirror:
 
     def _touch(self) -> None:
         self._counts.clear()
-        self._prepared.clear()
+        self._priors.clear()
 
 
 def _cells(

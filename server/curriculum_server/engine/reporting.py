@@ -74,7 +74,7 @@ class BatchCache:
     """The newest batches of a run."""
 
     def __init__(self) -> None:
-        self._batches: OrderedDict[tuple[int, str], Batch] = OrderedDict()
+        self._batches: OrderedDict[tuple[int, int, str], Batch] = OrderedDict()
 
     async def get(self, run: Run, timeline: int, batch_id: str) -> Batch:
         """The batch.
@@ -82,7 +82,7 @@ class BatchCache:
         Raises:
             NotFoundError: it was never made, or is kept no longer.
         """
-        key = (timeline, batch_id)
+        key = (run.mirror.document.create_ms, timeline, batch_id)
         if key not in self._batches:
             state = await batches.load_batch(run.redis, run.keys, timeline, batch_id)
             if state is None:
@@ -96,20 +96,19 @@ class BatchCache:
 
 async def report_outcomes(run: Run, cache: BatchCache, request: ReportRequest) -> Receipt:
     """Count every attempt of the report once, or refuse all of it."""
-    if not run.is_loaded:
+    if not run.is_loaded or request.timeline > run.mirror.document.timeline:
         async with run.lock:
             await run.sync()
-    run.check_timeline(request.timeline)
-    batch = await cache.get(run, request.timeline, request.batch_id)
-    async with batch.lock:
-        for _ in range(REPORT_TRIES):
-            run.check_timeline(request.timeline)
+    for _ in range(REPORT_TRIES):
+        run.check_timeline(request.timeline)
+        batch = await cache.get(run, request.timeline, request.batch_id)
+        async with batch.lock:
             reply = await _try_report(run, batch, request)
-            if reply.status in ("ok", "seen", "missing"):
-                return _accepted(request, reply)
-            if reply.status in ("stale", "gone"):
-                async with run.lock:
-                    await run.sync()
+        if reply.status in ("ok", "seen", "missing"):
+            return _accepted(request, reply)
+        if reply.status in ("stale", "gone"):
+            async with run.lock:
+                await run.sync()
     raise OverloadedError(f"run_id={run.run_id!r}: is changed by too many callers at once")
 
 
@@ -118,7 +117,8 @@ async def _try_report(run: Run, batch: Batch, request: ReportRequest) -> ReportR
     state, config = batch.state, run.mirror.config
     deltas = count_deltas(request.attempts, state.record, config)
     advance = advance_batch(state, deltas)
-    if advance is None or not run.has_window(request.policy_step):
+    window = run.open_window(request.policy_step)
+    if advance is None or window is None:
         # What comes too often or too late may be a repeat of what was counted.
         seen = await load_report(run.redis, run.keys, request.timeline, request.request_id)
         if seen is not None:
@@ -127,8 +127,9 @@ async def _try_report(run: Run, batch: Batch, request: ReportRequest) -> ReportR
         if await _refresh(run, batch):
             return ReportReply("moved")
         raise _too_many(state, deltas)
-    async with run.lock:
-        window = await run.window_for(request.policy_step)
+    if window is None:
+        async with run.lock:
+            window = await run.window_for(request.policy_step)
     reply = await report(
         run.redis,
         run.keys,

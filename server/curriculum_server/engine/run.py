@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from curriculum import Pool, Prepared
+from curriculum import Pool, Prior
 from curriculum_api.errors import ConflictError, InvalidRequestError, NotFoundError, OverloadedError
 from curriculum_api.limits import MAX_POLICY_STEP
 from curriculum_server.engine.catalog import Catalog
@@ -31,7 +31,7 @@ from curriculum_server.store.load import (
 MAX_STEP_ADVANCE = 10_000
 """A step further ahead than this of the newest one is taken for a mistake (a time stamp, say)."""
 OPEN_WINDOWS = 8
-"""The newest windows take counts; older ones change no more, so that they can be merged."""
+"""The newest windows take counts; older ones change no more."""
 CHUNKS_PER_READ = 64
 LAYOUT_TRIES = 20
 THREAD_POOL_SIZE = 200_000
@@ -105,7 +105,7 @@ class Run:
         self._mirror = Mirror.from_snapshot(catalog, snapshot)
 
     async def change_layout(self, decide: Decide) -> Document:
-        """Commit what `decide` makes of the newest document; None from it changes nothing.
+        """Commit what `decide` makes of the newest document, and return that; None changes nothing.
 
         `decide` runs again on every newer document until a commit hits, so it holds all conditions.
         The caller holds the lock.
@@ -118,14 +118,13 @@ class Run:
             document, change = decision
             if await commit(self.redis, self.keys, self.mirror.layout, document, change):
                 await self.sync()
-                return self.mirror.document
+                return document
         raise OverloadedError(f"run_id={self.run_id!r}: is changed by too many callers at once")
 
-    def has_window(self, step: int) -> bool:
-        """Whether counts of `step` are welcome, in a window that is there."""
-        document = self.mirror.document
-        oldest = document.windows[-OPEN_WINDOWS:][0].first_step
-        return step >= oldest and document.window_for(step) is not None
+    def open_window(self, step: int) -> Window | None:
+        """The window that takes counts of `step` as things are; None when there is none."""
+        low, high = self._step_range()
+        return self.mirror.document.window_for(step) if low <= step <= high else None
 
     async def window_for(self, step: int) -> Window:
         """The window that takes counts of `step`, opened if need be. The caller holds the lock.
@@ -136,32 +135,25 @@ class Run:
         self.check_step(step)
         window_steps = self.mirror.config.window_steps
 
-        def open_window(document: Document) -> tuple[Document, Change] | None:
+        def add_window(document: Document) -> tuple[Document, Change] | None:
             if document.window_for(step) is not None:
                 return None
-            return document.with_window_for(step, window_steps), Change("windows")
+            return document.with_window_for(step, window_steps), Change()
 
-        window = self.mirror.document.window_for(step)
-        if window is None:
-            window = (await self.change_layout(open_window)).window_for(step)
-        assert window is not None  # open_window's condition
+        while (window := self.mirror.document.window_for(step)) is None:
+            await self.change_layout(add_window)
         return window
 
-    async def pool(self, policy_step: int) -> tuple[Pool, Prepared]:
+    async def pool(self, policy_step: int) -> tuple[Pool, Prior]:
         """What selection sees at a step, computed off the event loop when the pool is large. The
         caller holds the lock."""
         if len(self.mirror.catalog) > THREAD_POOL_SIZE:
             return await asyncio.to_thread(self._pool, policy_step)
         return self._pool(policy_step)
 
-    def _pool(self, policy_step: int) -> tuple[Pool, Prepared]:
+    def _pool(self, policy_step: int) -> tuple[Pool, Prior]:
         pool = self.mirror.pool(policy_step, self.now_s())
-        return pool, self.mirror.prepared(pool)
-
-    def open_window(self, step: int) -> Window | None:
-        """The window that takes counts of `step` as things are; None when there is none."""
-        low, high = self._step_range()
-        return self.mirror.document.window_for(step) if low <= step <= high else None
+        return pool, self.mirror.prior(pool)
 
     def check_step(self, step: int) -> None:
         """Refuse a policy step that cannot be meant."""

@@ -55,7 +55,7 @@ async def _try_claim(
         await run.sync()
         run.check_timeline(request.timeline)
     timeline = run.mirror.document.timeline
-    if not run.has_window(request.policy_step):
+    if run.open_window(request.policy_step) is None:
         # A repeat is answered however far the run has come, and opens no window.
         known = await load_batch(run.redis, run.keys, timeline, request.request_id)
         if known is not None:

@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from curriculum import Reason
 from curriculum_api.limits import MAX_REQUEST_ID_BYTES
-from curriculum_api.v1 import batch_pb2
+from curriculum_api.v1 import batch_pb2, trainer_service_pb2
 from curriculum_server import convert, metrics, validate
 from curriculum_server.engine.composing import BatchRequest
 from curriculum_server.engine.engine import Engine
@@ -17,7 +17,7 @@ from curriculum_server.engine.reporting import report_outcomes
 from curriculum_server.engine.serving import next_batch
 from curriculum_server.wire import length_delimited
 
-_BATCH_FIELD = 1
+_BATCH_FIELD = trainer_service_pb2.NextBatchResponse.BATCH_FIELD_NUMBER
 """Of NextBatchResponse and of LeaseProbesResponse."""
 
 

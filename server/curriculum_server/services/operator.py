@@ -9,7 +9,7 @@ import numpy as np
 
 from curriculum import Band
 from curriculum_api.errors import InvalidRequestError
-from curriculum_api.limits import MAX_DOMAIN_BYTES, MAX_GROUP_SIZE, MAX_PROMPT_ID_BYTES
+from curriculum_api.limits import MAX_DOMAIN_BYTES, MAX_GROUP_SIZE, MAX_KS, MAX_PROMPT_ID_BYTES
 from curriculum_api.v1 import operator_service_pb2 as pb
 from curriculum_api.v1 import prompt_pb2, run_pb2, stats_pb2
 from curriculum_server import convert, metrics, validate
@@ -21,7 +21,6 @@ from curriculum_server.engine.run import Run
 from curriculum_server.wire import prompt_message
 
 DEFAULT_KS = (1, 2, 4, 8)
-MAX_KS = 16
 _INDEX = re.compile(r"[0-9]{1,10}")
 
 

@@ -17,9 +17,10 @@ _CREATE = """
 local meta, events = unpack(KEYS)
 if redis.call('EXISTS', meta) == 1 then return 0 end
 local now = redis.call('TIME')
-local created = '"create_ms":' .. now[1] .. string.format('%03d', math.floor(now[2] / 1000))
-local doc = string.gsub(ARGV[1], '"create_ms":0', created, 1)
-redis.call('HSET', meta, 'doc', doc, 'layout', '1', 'seq', '1', 'claims', '0',
+local now_ms = now[1] .. string.format('%03d', math.floor(now[2] / 1000))
+local doc = string.gsub(ARGV[1], '"create_ms":0', '"create_ms":' .. now_ms, 1)
+-- Layouts count from the time, so that no layout is that of a deleted run of the same name.
+redis.call('HSET', meta, 'doc', doc, 'layout', now_ms, 'seq', '1', 'claims', '0',
   'policy_step', '0')
 redis.call('XADD', events, '*', 'kind', 'created')
 return 1
@@ -57,8 +58,8 @@ return 'ok'
 class Change:
     """What a commit does besides replacing the document."""
 
-    kind: str
-    """"windows" (only the document changed), "prompts" (chunks came) or "reload"."""
+    reload: bool = False
+    """Whether more changed than the document and the end of the pool: mirrors then start anew."""
     sets: Mapping[str, bytes] = field(default_factory=dict)
     records: Mapping[str, bytes] = field(default_factory=dict)
     """Like sets, but with a time to live."""
@@ -85,7 +86,8 @@ async def commit(
     """
     sets = [(key, 0, value) for key, value in change.sets.items()]
     sets += [(key, RECORD_TTL_S, value) for key, value in change.records.items()]
-    head: list[Argument] = [layout, change.kind, EVENT_STREAM_LENGTH, document.to_json()]
+    kind = "reload" if change.reload else "layout"
+    head: list[Argument] = [layout, kind, EVENT_STREAM_LENGTH, document.to_json()]
     counts: list[Argument] = [len(sets), len(change.meta_fields)]
     values: list[Argument] = [part for _, ttl, value in sets for part in (ttl, value)]
     fields: list[Argument] = [part for item in change.meta_fields.items() for part in item]

@@ -10,6 +10,8 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from curriculum_api.errors import StateError
+
 SCHEMA_VERSION = 1
 
 
@@ -20,9 +22,6 @@ class Window:
     window: int
     first_step: int
     last_step: int
-
-    def holds(self, step: int) -> bool:
-        return self.first_step <= step <= self.last_step
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,11 @@ class Document:
     @classmethod
     def from_json(cls, text: str | bytes) -> Document:
         values = json.loads(text)
+        if values["schema"] != SCHEMA_VERSION:
+            raise StateError(
+                f"schema={values['schema']}: must be {SCHEMA_VERSION}; the store was written by "
+                "another version of this server"
+            )
         values["windows"] = tuple(Window(**w) for w in values["windows"])
         values["checkpoints"] = tuple(CheckpointMark(**c) for c in values["checkpoints"])
         return cls(**values)

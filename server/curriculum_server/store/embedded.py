@@ -43,6 +43,7 @@ class EmbeddedValkey:
         self._socket_dir: Path | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._guard: asyncio.Task[None] | None = None
+        self._stopping = False
 
     @property
     def url(self) -> str:
@@ -75,6 +76,7 @@ class EmbeddedValkey:
 
     async def stop(self) -> None:
         """Stop the Valkey, which writes what it holds, and give the directory back."""
+        self._stopping = True  # redis-py now and then swallows a cancellation
         if self._guard is not None:
             self._guard.cancel()
             await asyncio.gather(self._guard, return_exceptions=True)
@@ -152,7 +154,7 @@ class EmbeddedValkey:
 
     async def _restart_when_dead(self) -> None:
         """Whatever kills the Valkey, what it acknowledged is in its log."""
-        while True:
+        while not self._stopping:
             assert self._process is not None
             code = await self._process.wait()
             logger.error("valkey died pid=%s code=%s, restarting", self.pid, code)

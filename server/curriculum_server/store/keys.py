@@ -24,8 +24,8 @@ class RunKeys:
 
     @property
     def meta(self) -> str:
-        """Hash: `doc` (JSON), `layout` and each window's group counters; `seq` counts events,
-        `claims` those that lease prompts."""
+        """Hash: `doc` (JSON), `layout`, `policy_step`, each window's group counters, and `seq` and
+        `claims`, which count events and those that lease prompts."""
         return f"{self.prefix}meta"
 
     @property

@@ -23,7 +23,7 @@ from curriculum_server.store.connection import Argument, Redis, store_errors
 from curriculum_server.store.keys import RunKeys
 
 _REPORT = """
-local meta, batch, record, leases, events = unpack(KEYS)
+local meta, batch, record, events = unpack(KEYS)
 local layout, digest, window, step, ttl, before, after, completed, kept = unpack(ARGV)
 local attempts, passes, groups, mixed = ARGV[10], ARGV[11], ARGV[12], ARGV[13]
 local column_names, deltas, cell_text = ARGV[14], ARGV[15], ARGV[16]
@@ -38,9 +38,9 @@ if known[2] ~= before then return {'moved', known[2]} end
 redis.call('HSET', batch, 'progress', after)
 local cells, count = {}, 0
 for cell in string.gmatch(cell_text, '%S+') do count = count + 1; cells[count] = cell end
-for c = 6, #KEYS do
-  local kind, args, k, i = ARGV[2 * c + 5], {'OVERFLOW', 'SAT'}, 2, 0
-  for n in string.gmatch(ARGV[2 * c + 6], '%S+') do
+for c = 5, #KEYS do
+  local kind, args, k, i = ARGV[2 * c + 7], {'OVERFLOW', 'SAT'}, 2, 0
+  for n in string.gmatch(ARGV[2 * c + 8], '%S+') do
     i = i + 1
     if n ~= '0' then
       args[k + 1], args[k + 2], args[k + 3], args[k + 4] = 'INCRBY', kind, cells[i], n
@@ -151,7 +151,6 @@ async def report(
         keys.meta,
         keys.batch(record.timeline, record.batch_id),
         keys.report(record.timeline, request_id),
-        keys.leases,
         keys.events,
         *(keys.column(window, name) for name in columns.split()),
     ]
