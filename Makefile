@@ -45,7 +45,7 @@ demo: $(VENV)/.demo ## set up, then run the demonstration
 
 test: $(VENV)/.dev ## set up, then run every test that needs no GPU
 	@echo "==> pytest"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not gpu and not bench" $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not gpu" $(ARGS)
 
 check: lint types contract ## set up, then run every check that runs no code of ours
 
@@ -102,6 +102,7 @@ protos: $(PROTOS_VENV)/.installed ## generate the Python code of the contract ag
 	@cp $(SCRATCH)/protos/curriculum_api/v1/* $(PROTO_DIR)/
 
 bench: $(VENV)/.dev ## set up, then measure the service's speed
+	@$(BIN)/python tests/bench/bench_selection.py
 	@$(BIN)/python tests/bench/bench_service.py $(ARGS)
 
 format: $(VENV)/.dev ## let ruff format the code and repair what it can

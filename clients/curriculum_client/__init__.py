@@ -13,6 +13,7 @@ in `curriculum_api.errors`.
 from curriculum_client import _forks  # first: it must come before anything imports grpc
 
 # isort: split
+from curriculum_api.channel import TlsConfig
 from curriculum_api.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -30,7 +31,6 @@ from curriculum_api.errors import (
 from curriculum_client._async_client import AsyncTrainerClient
 from curriculum_client._batch import Batch, Receipt, ServedPrompt
 from curriculum_client._client import TrainerClient
-from curriculum_client._settings import TlsConfig
 
 __all__ = [
     "AlreadyExistsError",

@@ -10,9 +10,10 @@ from typing import Any, Self, TypeVar
 import grpc
 import grpc.aio
 
+from curriculum_api.channel import bearer
+from curriculum_api.status import error_from_rpc
 from curriculum_client._base import ClientBase
 from curriculum_client._batch import Batch, Receipt
-from curriculum_client._errors import from_rpc
 from curriculum_client._flow import Call, Flow, Sleep
 from curriculum_client._outcomes import PerPrompt
 
@@ -102,7 +103,7 @@ class AsyncTrainerClient(ClientBase):
                 try:
                     advance, value = flow.send, await self._perform(step)
                 except grpc.RpcError as error:
-                    advance, value = flow.throw, from_rpc(error)
+                    advance, value = flow.throw, error_from_rpc(error)
         except StopIteration as end:
             result: T = end.value
             return result
@@ -114,5 +115,5 @@ class AsyncTrainerClient(ClientBase):
             return await asyncio.sleep(step.duration_s)
         method = getattr(self._link.stub(asyncio.get_running_loop()), step.method)
         return await method(
-            step.request, timeout=step.timeout_s, metadata=self._core.settings.metadata()
+            step.request, timeout=step.timeout_s, metadata=bearer(self._core.settings.token)
         )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from curriculum_api.channel import TlsConfig
 from curriculum_client import _forks
 from curriculum_client._core import Core
 from curriculum_client._link import Link
-from curriculum_client._settings import OnUnavailable, Settings, TlsConfig
+from curriculum_client._settings import OnUnavailable, Settings
 
 
 class ClientBase:

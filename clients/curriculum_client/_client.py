@@ -9,9 +9,10 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
+from curriculum_api.channel import bearer
+from curriculum_api.status import error_from_rpc
 from curriculum_client._base import ClientBase
 from curriculum_client._batch import Batch, Receipt
-from curriculum_client._errors import from_rpc
 from curriculum_client._flow import Call, Flow, Sleep
 from curriculum_client._outcomes import PerPrompt
 
@@ -135,7 +136,7 @@ class TrainerClient(ClientBase):
                 try:
                     advance, value = flow.send, self._perform(step)
                 except grpc.RpcError as error:
-                    advance, value = flow.throw, from_rpc(error)
+                    advance, value = flow.throw, error_from_rpc(error)
         except StopIteration as end:
             result: T = end.value
             return result
@@ -146,4 +147,6 @@ class TrainerClient(ClientBase):
         if isinstance(step, Sleep):
             return time.sleep(step.duration_s)
         method = getattr(self._link.stub(), step.method)
-        return method(step.request, timeout=step.timeout_s, metadata=self._core.settings.metadata())
+        return method(
+            step.request, timeout=step.timeout_s, metadata=bearer(self._core.settings.token)
+        )

@@ -17,13 +17,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from curriculum_api.errors import CurriculumError
+from curriculum_api.status import AWAY
 from curriculum_api.v1 import run_pb2
 from curriculum_api.v1 import trainer_service_pb2 as pb
 from curriculum_api.v1.batch_pb2 import Outcomes
 from curriculum_client import _checks, _state
 from curriculum_client._batch import Batch, Receipt, decode_batch
 from curriculum_client._delivery import Delivery
-from curriculum_client._errors import AWAY
 from curriculum_client._fallback import SeenPrompts
 from curriculum_client._flow import Flow
 from curriculum_client._forks import ProcessLock

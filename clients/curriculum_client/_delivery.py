@@ -13,13 +13,16 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from curriculum_api.errors import CurriculumError
+from curriculum_api.errors import CurriculumError, UnauthenticatedError
+from curriculum_api.status import AWAY
 from curriculum_api.v1.trainer_service_pb2 import ReportOutcomesRequest, ReportOutcomesResponse
 from curriculum_client._batch import Receipt, decode_receipt
 from curriculum_client._buffer import ReportBuffer
-from curriculum_client._errors import AWAY, UNJUDGED
 from curriculum_client._flow import Call, Flow, retried
 from curriculum_client._settings import Settings
+
+UNJUDGED = (*AWAY, UnauthenticatedError)
+"""A report that met one of these was not refused and is kept."""
 
 _log = logging.getLogger("curriculum_client")
 

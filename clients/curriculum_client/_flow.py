@@ -7,21 +7,14 @@ every line but their drivers.
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from curriculum_client._errors import AWAY
-
-FIRST_DELAY_S = 0.1
-MAX_DELAY_S = 5.0
-
-# Not the global generator, whose seed belongs to the trainer; and forked ranks must differ.
-_jitter = random.SystemRandom()
+from curriculum_api.status import AWAY, delays
 
 
 @dataclass(frozen=True)
@@ -47,7 +40,7 @@ Flow = Generator[Call | Sleep, Any, T]
 def retried(call: Call, retry_s: float) -> Flow[Any]:
     """Make a call, and make it again while the service is away, for up to `retry_s`."""
     started_s = time.monotonic()
-    for attempt, delay_s in enumerate(_delays(), start=1):
+    for attempt, delay_s in enumerate(delays(), start=1):
         try:
             return (yield call)
         except AWAY as error:
@@ -57,10 +50,3 @@ def retried(call: Call, retry_s: float) -> Flow[Any]:
                 raise
         yield Sleep(delay_s)
     raise AssertionError("delays never end")
-
-
-def _delays() -> Iterator[float]:
-    delay_s = FIRST_DELAY_S
-    while True:
-        yield delay_s * _jitter.uniform(0.5, 1.0)
-        delay_s = min(delay_s * 2, MAX_DELAY_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from curriculum_api.channel import open_channel
 from curriculum_api.v1.trainer_service_pb2_grpc import TrainerServiceStub
 from curriculum_client import _forks
 from curriculum_client._settings import Settings
@@ -28,9 +29,10 @@ class Link:
         """The service, over this owner's channel: an event loop's must not serve another's."""
         with self._lock:
             if self._stub is None or self._owner is not owner:
+                settings = self._settings
                 _forks.before_connecting(by_asyncio=owner is not None)
                 self._owner = owner
-                self._channel = self._settings.open_channel(self._transport)
+                self._channel = open_channel(settings.target, settings.tls, self._transport)
                 self._stub = TrainerServiceStub(self._channel)
             return self._stub
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
+from curriculum_api.channel import TlsConfig
 from curriculum_api.v1.operator_service_pb2 import DESCRIPTOR
 from curriculum_operator.commands.add import add
 from curriculum_operator.commands.prompts import prompts
 from curriculum_operator.commands.runs import runs
 from curriculum_operator.commands.stats import boundary, stats
-from curriculum_operator.connection import TlsFiles
 from curriculum_operator.session import Settings, failures_shown, group_options, print_json
 
 DISTRIBUTION = "edge-curriculum"
@@ -30,12 +30,12 @@ def cli(
     server: str,
     token: str | None,
     as_json: bool,
-    **tls: Path | None,
+    **files: Path | None,
 ) -> None:
     """Shows and shapes the curricula of a curriculum-server."""
     with failures_shown():
-        files = TlsFiles(ca=tls["tls_ca"], cert=tls["tls_cert"], key=tls["tls_key"])
-    context.obj = Settings(server, token, files, as_json)
+        tls = TlsConfig.from_files(ca=files["tls_ca"], cert=files["tls_cert"], key=files["tls_key"])
+    context.obj = Settings(server, token, tls, as_json)
 
 
 @cli.command()

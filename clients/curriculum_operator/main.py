@@ -1,21 +1,13 @@
-"""Where the `curriculum` command starts: runs it, or says which extra to install."""
+"""Where the `curriculum` command starts."""
 
-import sys
-from collections.abc import Callable
-
-# What the extra installs, as import names; anything else that is missing is a fault of ours.
-_INSTALLED_BY_EXTRA = frozenset({"click", "rich"})
+from curriculum_api.command import run
 
 
 def main() -> object:
-    """Run the command. Its modules are imported late, so that a missing extra can be named."""
-    try:
-        from curriculum_operator import cli
-
-        run: Callable[[], object] = cli.main
-        return run()
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in _INSTALLED_BY_EXTRA:
-            raise
-        sys.exit(f"curriculum needs {missing}: pip install 'edge-curriculum[operator]'")
+    """Run the command, or say which extra to install."""
+    return run(
+        "curriculum_operator.cli",
+        "curriculum",
+        extra="operator",
+        third_party_names={"click", "rich"},
+    )

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
-MAX_PAGE_SIZE = 1000
-
 
 class Page(Protocol):
     """What every list response has."""

@@ -6,16 +6,17 @@ import contextlib
 import functools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from rich.console import Console, RenderableType
 
+from curriculum_api.channel import TlsConfig
 from curriculum_api.errors import CurriculumError
 from curriculum_api.limits import DEFAULT_PORT
-from curriculum_operator.connection import Connection, TlsFiles
+from curriculum_operator.connection import Connection
 from curriculum_operator.render.words import clean
 
 DEFAULT_SERVER = f"localhost:{DEFAULT_PORT}"
@@ -42,7 +43,7 @@ class Settings:
 
     server: str = DEFAULT_SERVER
     token: str | None = None
-    tls: TlsFiles = field(default_factory=TlsFiles)
+    tls: TlsConfig | None = None
     as_json: bool = False
 
 
@@ -97,7 +98,7 @@ def group_options(function: _Function) -> _Function:
                 type=path,
                 envvar="CURRICULUM_TLS_CERT",
                 show_envvar=True,
-                help="Certificate for mutual TLS.",
+                help="Encrypt, and show this certificate.",
             ),
             click.option(
                 "--tls-key",

@@ -14,10 +14,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from curriculum_api import limits
+from curriculum_api.channel import TlsConfig
 from curriculum_api.errors import CurriculumError
 from curriculum_probe.engines import ENGINES, EngineConfig, EngineError, create_engine
 from curriculum_probe.patience import Patience
-from curriculum_probe.service import Service, Target
+from curriculum_probe.service import Service
 from curriculum_probe.worker import Plan, Worker
 
 MAX_CONCURRENCY = limits.MAX_REPORT_ATTEMPTS // limits.MAX_GROUP_SIZE
@@ -58,8 +59,9 @@ def _probe(options: argparse.Namespace, stop: threading.Event) -> None:
     )
     token = options.token or os.environ.get("CURRICULUM_TOKEN", "")
     engine = create_engine(options.engine, config, patience)
-    target = Target(options.server, token, options.tls_ca)
-    with closing(Service(target, options.run, patience)) as service:
+    tls = TlsConfig.from_files(ca=options.tls_ca, cert=options.tls_cert, key=options.tls_key)
+    connected = Service(options.server, options.run, patience=patience, token=token, tls=tls)
+    with closing(connected) as service:
         Worker(plan, service, engine, stop).run()
 
 
@@ -94,12 +96,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_server(group: argparse._ArgumentGroup) -> None:
     server = os.environ.get("CURRICULUM_SERVER", f"localhost:{limits.DEFAULT_PORT}")
-    ca = os.environ.get("CURRICULUM_TLS_CA")
     add = group.add_argument
     add("--server", default=server, metavar="HOST:PORT", help="or CURRICULUM_SERVER; %(default)s")
     add("--run", required=True, help="the run to probe")
     add("--token", help="a prober's; or CURRICULUM_TOKEN")
-    add("--tls-ca", type=Path, default=ca and Path(ca), help="PEM file; or CURRICULUM_TLS_CA")
+    for name, what in (
+        ("CA", "encrypt, and trust this CA"),
+        ("CERT", "encrypt, and show this certificate"),
+        ("KEY", "its key"),
+    ):
+        variable = f"CURRICULUM_TLS_{name}"
+        default, help_text = os.environ.get(variable) or None, f"{what}, PEM; or {variable}"
+        add(f"--tls-{name.lower()}", type=Path, metavar="FILE", default=default, help=help_text)
 
 
 def _add_engine(group: argparse._ArgumentGroup) -> None:

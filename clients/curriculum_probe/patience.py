@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from curriculum_api.status import delays
+
 _T = TypeVar("_T")
 
-FIRST_DELAY_S = 0.1
-LAST_DELAY_S = 5.0
 STOPPING_LIMIT_S = 5.0
 """Whoever stops a worker waits for it, and kills it after a while."""
 
@@ -28,11 +27,12 @@ class Patience:
 
     def repeat(self, call: Callable[[], _T], away: tuple[type[Exception], ...], what: str) -> _T:
         """The call's result; raises its last error of `away` when patience ends."""
-        started_s, delay_s = time.monotonic(), FIRST_DELAY_S
+        started_s, pauses = time.monotonic(), delays()
         while True:
             try:
                 result = call()
             except away as error:
+                delay_s = next(pauses)
                 if time.monotonic() + delay_s > started_s + self._patience_s():
                     raise
                 if what not in self._away:
@@ -45,8 +45,7 @@ class Patience:
                 return result
             # Being stopped ends the pause at hand; the few that may follow are short.
             pause = time.sleep if self._stop.is_set() else self._stop.wait
-            pause(delay_s * random.uniform(0.5, 1.0))
-            delay_s = min(2 * delay_s, LAST_DELAY_S)
+            pause(delay_s)
 
     def _patience_s(self) -> float:
         return min(self._limit_s, STOPPING_LIMIT_S) if self._stop.is_set() else self._limit_s

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
 from curriculum_api import errors
-from curriculum_api.status import CHANNEL_OPTIONS, error_from_rpc
+from curriculum_api.channel import TlsConfig, bearer, open_channel
+from curriculum_api.status import AWAY, error_from_rpc
 from curriculum_api.v1 import batch_pb2, run_pb2
 from curriculum_api.v1 import operator_service_pb2 as operator_pb
 from curriculum_api.v1 import probe_service_pb2 as probe_pb
@@ -25,48 +24,32 @@ from curriculum_probe.patience import Patience
 _Response = TypeVar("_Response")
 
 CALL_TIMEOUT_S = 60.0
-AWAY = (errors.StoreUnavailableError, errors.DeadlineError, errors.OverloadedError)
-"""The server did not judge the call. Every call names what it does, so it may be repeated."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where the server is and who calls. Without a CA the channel is not encrypted."""
-
-    address: str
-    token: str = field(default="", repr=False)
-    tls_ca: Path | None = None
-
-    def channel(self) -> grpc.Channel:
-        if self.tls_ca is None:
-            return grpc.insecure_channel(self.address, list(CHANNEL_OPTIONS))
-        try:
-            credentials = grpc.ssl_channel_credentials(self.tls_ca.read_bytes())
-        except OSError as error:
-            raise errors.InvalidRequestError(f"tls_ca={self.tls_ca}: {error.strerror}") from None
-        return grpc.secure_channel(self.address, credentials, list(CHANNEL_OPTIONS))
 
 
 class Service:
     """The calls about one run. All but `renew` and `release` wait for a server that is away."""
 
-    def __init__(self, target: Target, run_id: str, patience: Patience) -> None:
-        self._target, self._run_id, self._patience = target, run_id, patience
-        self._metadata = [("authorization", f"Bearer {target.token}")] if target.token else None
-        self._channel = target.channel()
+    def __init__(
+        self,
+        address: str,
+        run_id: str,
+        *,
+        patience: Patience,
+        token: str | None = None,
+        tls: TlsConfig | None = None,
+    ) -> None:
+        self._address, self._run_id, self._patience = address, run_id, patience
+        self._metadata = bearer(token)
+        self._channel = open_channel(address, tls)
         self._probe = ProbeServiceStub(self._channel)
         self._trainer = TrainerServiceStub(self._channel)
         self._operator = OperatorServiceStub(self._channel)
 
-    def run(self) -> run_pb2.Run | None:
-        """The run; None when the token is only a prober's."""
+    def run(self) -> run_pb2.Run:
         request = operator_pb.GetRunRequest(run_id=self._run_id)
-        try:
-            response: operator_pb.GetRunResponse = self._patiently(self._operator.GetRun, request)
-        except errors.PermissionDeniedError:
-            return None
+        response: operator_pb.GetRunResponse = self._patiently(self._operator.GetRun, request)
         return response.run
 
     def lease(
@@ -134,5 +117,5 @@ class Service:
         except grpc.RpcError as rpc_error:
             error = error_from_rpc(rpc_error)
         if isinstance(error, errors.StoreUnavailableError):
-            raise errors.StoreUnavailableError(f"{self._target.address} is unavailable: {error}")
+            raise errors.StoreUnavailableError(f"{self._address} is unavailable: {error}")
         raise error

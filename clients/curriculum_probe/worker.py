@@ -100,8 +100,6 @@ class Worker:
     def _read_run(self) -> None:
         """Learn the published step, and whether scores in [0, 1] mean something in this run."""
         run = self._service.run()
-        if run is None:
-            return
         if self._plan.policy_step is None and run.HasField("policy"):
             self._step = run.policy.policy_step
         config = run.config
@@ -133,8 +131,6 @@ class Worker:
             return self._service.lease(
                 batch_id, plan.prompt_count, policy_step=step or 0, attempt_count=plan.attempt_count
             )
-        except ConflictError as error:  # others were faster
-            tally.because = str(error)
         except InvalidRequestError as error:
             if step is None:
                 raise InvalidRequestError(f"{error}; {NAME_THE_STEP}") from error

@@ -68,6 +68,6 @@ def bearer(token: str | None) -> tuple[tuple[str, str], ...]:
 
 def _read(name: str, path: Path | None) -> bytes | None:
     try:
-        return path and path.read_bytes()
+        return path.read_bytes() if path else None
     except OSError as error:
         raise InvalidRequestError(f"{name}={path}: {error.strerror}") from error

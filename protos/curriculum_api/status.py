@@ -38,8 +38,9 @@ def _without_cause(rpc_error: grpc.RpcError) -> errors.CurriculumError:
     if not isinstance(rpc_error, grpc.Call | grpc.aio.AioRpcError):
         return errors.CurriculumError(str(rpc_error) or type(rpc_error).__name__)
     status, details = rpc_error.code(), rpc_error.details() or ""
-    kind = _ERRORS_BY_STATUS.get(status)
-    return kind(details or status.name) if kind else errors.CurriculumError(f"{status.name}: {details}")
+    if status not in _ERRORS_BY_STATUS:
+        return errors.CurriculumError(f"{status.name}: {details}")
+    return _ERRORS_BY_STATUS[status](details or status.name)
 
 
 def delays() -> Iterator[float]:

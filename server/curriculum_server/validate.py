@@ -41,7 +41,7 @@ def count(name: str, value: int, low: int, high: int) -> int:
 
 
 def page_size(value: int) -> int:
-    return count("page_size", value, 0, 1000) or 100
+    return count("page_size", value, 0, limits.MAX_PAGE_SIZE) or limits.DEFAULT_PAGE_SIZE
 
 
 def prompts(values: list[prompt_pb2.Prompt]) -> None:

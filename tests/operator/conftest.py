@@ -16,7 +16,7 @@ import grpc
 import pytest
 from click.testing import CliRunner, Result
 
-from curriculum_api.status import CHANNEL_OPTIONS
+from curriculum_api.channel import CHANNEL_OPTIONS
 from curriculum_api.v1 import operator_service_pb2 as pb
 from curriculum_api.v1 import prompt_pb2, run_pb2, stats_pb2
 from curriculum_api.v1.operator_service_pb2_grpc import (

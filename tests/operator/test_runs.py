@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from google.protobuf import json_format
 
 from curriculum_api.v1.run_pb2 import RunConfig, SelectionConfig
+
+TLS = Path(__file__).parents[1] / "server" / "tls"
 
 
 def test_a_run_is_created_from_options(curriculum, service):
@@ -189,6 +192,11 @@ def test_a_certificate_without_its_key_is_refused(curriculum, tmp_path):
     path = tmp_path / "cert.pem"
     path.write_text("x")
     assert "give both or neither" in curriculum.error("--tls-cert", str(path), "runs", "list")
+
+
+def test_a_certificate_and_its_key_encrypt_without_a_ca(curriculum):
+    files = ("--tls-cert", str(TLS / "cert.pem"), "--tls-key", str(TLS / "key.pem"))
+    assert "is unavailable" in curriculum.error(*files, "runs", "list")  # it speaks plain text
 
 
 def test_version_is_shown_without_a_server(curriculum_at):

@@ -6,7 +6,11 @@ import datetime
 import json
 import sys
 
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import reasoning_gym
 
 from curriculum_api.errors import InvalidRequestError
 from curriculum_operator.sources import gym
@@ -26,8 +30,6 @@ def payloads(service) -> list[dict[str, object]]:
 
 
 def test_parquet_rows_are_records(curriculum, service, math, tmp_path):
-    pa = pytest.importorskip("pyarrow")
-    pq = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "p.parquet"
     pq.write_table(pa.table(ROWS | {"day": [datetime.date(2025, 1, 2)] * 3}), path)
     summary = curriculum.json("prompts", "add", math, str(path), *TEXT_AND_DOMAIN)
@@ -39,8 +41,6 @@ def test_parquet_rows_are_records(curriculum, service, math, tmp_path):
 
 
 def test_a_parquet_column_that_json_cannot_hold_is_named(curriculum, service, math, tmp_path):
-    pa = pytest.importorskip("pyarrow")
-    pq = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "p.parquet"
     pq.write_table(pa.table({"text": ["q"], "domain": ["d"], "image": [b"\x00"]}), path)
     said = curriculum.error("prompts", "add", math, str(path))
@@ -58,7 +58,6 @@ def test_a_missing_library_names_the_extra(curriculum, math, tmp_path, monkeypat
 
 
 def test_a_saved_hugging_face_dataset_is_a_source(curriculum, service, math, tmp_path):
-    datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     rows = datasets.Dataset.from_dict(ROWS)
     rows.save_to_disk(tmp_path / "one")
@@ -77,7 +76,6 @@ def test_a_saved_hugging_face_dataset_is_a_source(curriculum, service, math, tmp
 
 
 def test_generated_prompts_carry_what_the_verifier_needs(curriculum, service, math):
-    reasoning_gym = pytest.importorskip("reasoning_gym")
     # word_ladder draws from sets, so it is repeatable only under a fixed hash seed.
     source = "reasoning-gym:basic_arithmetic,word_ladder?size=4&seed=3"
     summary = curriculum.json("prompts", "add", math, source)
@@ -102,7 +100,6 @@ def generated(query: str) -> list[dict[str, object]]:
 
 
 def test_a_tasks_parameters_are_kept_for_its_verifier():
-    pytest.importorskip("reasoning_gym")
     (record,) = generated("size=1&max_terms=3&allow_negation=False&whitespace=random")
     assert record["payload"]["config"] == {
         "max_terms": 3,
@@ -123,14 +120,12 @@ def test_a_tasks_parameters_are_kept_for_its_verifier():
     ],
 )
 def test_a_bad_parameter_of_a_task_is_refused_by_name(query, said):
-    pytest.importorskip("reasoning_gym")
     with pytest.raises(InvalidRequestError) as caught:
         generated(query)
     assert said in str(caught.value)
 
 
 def test_the_same_question_under_a_neighbouring_seed_is_the_same_prompt():
-    pytest.importorskip("reasoning_gym")
     assert generated("size=2&seed=5")[1] == generated("size=1&seed=6")[0]
 
 
@@ -150,7 +145,6 @@ def test_a_malformed_generator_is_refused(curriculum, math, source, said):
 
 
 def test_an_unknown_task_is_refused_with_the_allowed_ones(curriculum, math):
-    pytest.importorskip("reasoning_gym")
     said = curriculum.error("prompts", "add", math, "reasoning-gym:no_such_task")
     assert "task=no_such_task: unknown; allowed are ab, " in said
 

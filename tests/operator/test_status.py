@@ -1,4 +1,4 @@
-"""Errors of the contract, read back from the wire."""
+"""Errors of the contract, read back from the wire, and the pauses before a call is repeated."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from curriculum_api import errors
-from curriculum_api.status import error_from_rpc
+from curriculum_api.status import delays, error_from_rpc
 
 
 class _FailedCall(grpc.RpcError, grpc.Call):
@@ -42,4 +42,12 @@ def test_a_foreign_status_keeps_its_name():
 
 
 def test_an_error_without_a_status_is_an_error_all_the_same():
-    assert str(error_from_rpc(grpc.RpcError("odd"))) == "odd"
+    odd = grpc.RpcError("odd")
+    found = error_from_rpc(odd)
+    assert (str(found), found.__cause__) == ("odd", odd)
+
+
+def test_delays_double_up_to_a_bound_and_are_cut_by_at_most_half():
+    bounds = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0)
+    for delay_s, bound_s in zip(delays(), bounds, strict=False):
+        assert bound_s / 2 <= delay_s <= bound_s

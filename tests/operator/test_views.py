@@ -229,6 +229,7 @@ def test_a_boundary_shows_changes_and_a_verdict(curriculum, service, busy_run):
         ["--before", "5", "--after", "1:2"],
         ["--before", "0:1", "--after", "-1:2"],
         ["--before", "0:1", "--after", "1:2", "--k", "0"],
+        ["--before", "0:1", "--after", "1:2", "--k", "1025"],
         ["--before", "0:1", "--after", "1:2", "--k", "1,,2"],
     ],
 )

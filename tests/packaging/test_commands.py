@@ -1,6 +1,7 @@
 """The commands' entry modules, with the application behind each replaced."""
 
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -16,9 +17,8 @@ class Command:
     extra: str
 
     def run(self, application: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> object:
-        package = importlib.import_module(self.package)
         replacement = SimpleNamespace(main=application)
-        monkeypatch.setattr(package, self.application, replacement, raising=False)
+        monkeypatch.setitem(sys.modules, f"{self.package}.{self.application}", replacement)
         return importlib.import_module(f"{self.package}.main").main()
 
 

@@ -199,8 +199,9 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CURRICULUM_SERVER", "CURRICULUM_TOKEN", "CURRICULUM_TLS_CA", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("SERVER", "TOKEN", "TLS_CA", "TLS_CERT", "TLS_KEY"):
+        monkeypatch.delenv(f"CURRICULUM_{name}", raising=False)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent import futures
+from pathlib import Path
 
 import grpc
 import pytest
@@ -24,6 +25,9 @@ from curriculum_api.v1.probe_service_pb2_grpc import (
     add_ProbeServiceServicer_to_server,
 )
 from curriculum_probe import cli, worker
+
+TLS = Path(__file__).parents[1] / "server" / "tls"
+CERT, KEY = str(TLS / "cert.pem"), str(TLS / "key.pem")
 
 
 def publish(stubs, run_id, step):
@@ -227,7 +231,8 @@ def test_calls_whose_answer_was_lost_are_repeated_and_count_once(
     assert caplog.text.count("server went away") == caplog.text.count("server came back") == 3
 
 
-def test_a_probers_token_is_enough(probe, pool, start_server, tmp_path, monkeypatch) -> None:
+def test_a_probers_token_is_enough(probe, pool, stubs, start_server, tmp_path, monkeypatch) -> None:
+    publish(stubs, pool.run_id, 5)
     texts = pool.add_rates(0.5, 0.5)
     pool.add("1.0", {}, "skipped")
     tokens = tmp_path / "tokens.toml"
@@ -235,9 +240,21 @@ def test_a_probers_token_is_enough(probe, pool, start_server, tmp_path, monkeypa
     guarded = start_server(tokens=str(tokens))
     assert probe(server=guarded.address, token="unknown") == 1
     monkeypatch.setenv("CURRICULUM_TOKEN", "secret")
-    assert probe(server=guarded.address) == 0
+    assert probe(server=guarded.address, policy_step=None) == 0
     assert pool.attempts() == dict.fromkeys(texts, 8) | {"skipped": 0}
     assert pool.leased() == set()
+
+
+def test_a_server_that_demands_a_certificate_is_shown_one(
+    probe, pool, start_server, error_line
+) -> None:
+    texts = pool.add_rates(0.5)
+    guarded = start_server(tls_server_cert=CERT, tls_server_key=KEY, tls_client_ca=CERT)
+    told = {"server": guarded.address, "tls_ca": CERT}
+    assert probe(**told, patience=0) == 1
+    assert "is unavailable" in error_line()
+    assert probe(**told, tls_cert=CERT, tls_key=KEY) == 0
+    assert pool.attempts() == dict.fromkeys(texts, 8)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +267,7 @@ def test_a_probers_token_is_enough(probe, pool, start_server, tmp_path, monkeypa
         ({"server": "127.0.0.1:1", "patience": 0}, "127.0.0.1:1 is unavailable"),
         ({"engine": "steam"}, "engine='steam': must be one of openai"),
         ({"tls_ca": "/nowhere/ca.pem"}, "tls_ca=/nowhere/ca.pem: No such file"),
+        ({"tls_cert": CERT}, "a certificate and its key go together"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -1,10 +1,17 @@
-"""A run as a test drives it, refusals as values, and the store's raw keys."""
+"""A run as a test drives it, refusals as values, raw keys, and processes of one's own."""
 
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,6 +23,8 @@ from curriculum_api.v1 import batch_pb2, prompt_pb2, run_pb2, stats_pb2
 from curriculum_api.v1 import operator_service_pb2 as op
 from curriculum_api.v1 import probe_service_pb2 as pr
 from curriculum_api.v1 import trainer_service_pb2 as tr
+from curriculum_server.store.embedded import binary_path
+from tests.conftest import Stubs
 
 
 @dataclass(frozen=True)
@@ -40,12 +49,12 @@ def refusal(call: Callable[[Any], object], request: object) -> Refusal:
 class RunDriver:
     """One run, through one server's stubs; requests can be made without sending them."""
 
-    def __init__(self, stubs: Any, run_id: str) -> None:
+    def __init__(self, stubs: Stubs, run_id: str) -> None:
         self.stubs = stubs
         self.run_id = run_id
         self._numbers = itertools.count()
 
-    def through(self, stubs: Any) -> RunDriver:
+    def through(self, stubs: Stubs) -> RunDriver:
         """The same run on another server."""
         other = RunDriver(stubs, self.run_id)
         other._numbers = self._numbers
@@ -199,13 +208,13 @@ class RunDriver:
 
 
 @pytest.fixture()
-def open_run(stubs: Any, new_run: Callable[..., str]) -> Callable[..., RunDriver]:
+def open_run(stubs: Stubs, new_run: Callable[..., str]) -> Callable[..., RunDriver]:
     """Creates a run with a pool and drives it."""
     return lambda *arguments, **config: RunDriver(stubs, new_run(*arguments, **config))
 
 
 @pytest.fixture(scope="session")
-def drive(stubs: Any) -> Callable[..., RunDriver]:
+def drive(stubs: Stubs) -> Callable[..., RunDriver]:
     """Creates an empty run of a given name and drives it."""
 
     def create(run_id: str, **config: Any) -> RunDriver:
@@ -227,3 +236,157 @@ def raw(store_url: str) -> Iterator[redis.Redis]:
     client = redis.Redis.from_url(store_url)
     yield client
     client.close()
+
+
+class ServerProcess:
+    """`curriculum-server` as a process of its own."""
+
+    def __init__(self, *flags: str, environment: Mapping[str, str] = {}) -> None:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("CURRICULUM_")}
+        self._log = tempfile.TemporaryFile("w+")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "curriculum_server.app", *flags],
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env={**inherited, **environment},
+            start_new_session=True,  # so that signals to its group reach nobody else
+        )
+        self.pid = self._process.pid
+        self.printed = ""
+
+    def wait_until_serving(self) -> ServerProcess:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.printed += line
+            if "listening on" in line:
+                return self
+        raise AssertionError(f"it did not start: {self.log}")
+
+    @property
+    def address(self) -> str:
+        return self.line("listening on")
+
+    def line(self, beginning: str) -> str:
+        """What stands behind the beginning of a printed line."""
+        (rest,) = (
+            line.removeprefix(beginning).strip()
+            for line in self.printed.splitlines()
+            if line.startswith(beginning)
+        )
+        return rest
+
+    @property
+    def log(self) -> str:
+        """What it wrote to standard error so far."""
+        position = self._log.tell()
+        self._log.seek(0)
+        text = self._log.read()
+        self._log.seek(position)
+        return text
+
+    @property
+    def children(self) -> list[int]:
+        path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        return [int(pid) for pid in path.read_text().split()]
+
+    def signal(self, number: int, *, to_group: bool = False) -> None:
+        os.killpg(self.pid, number) if to_group else os.kill(self.pid, number)
+
+    def exit_code(self, timeout_s: float = 30.0) -> int:
+        """Wait for its end."""
+        assert self._process.stdout is not None
+        code = self._process.wait(timeout_s)
+        self.printed += self._process.stdout.read()
+        return code
+
+    def close(self) -> None:
+        assert self._process.stdout is not None
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._process.stdout.close()
+        self._log.close()
+
+
+@pytest.fixture()
+def launch() -> Iterator[Callable[..., ServerProcess]]:
+    """Starts server processes on free ports, without metrics unless told; ends them afterwards."""
+    with ExitStack() as started:
+
+        def start(*flags: str, **options: Any) -> ServerProcess:
+            defaults = ["--listen", "127.0.0.1:0", "--metrics", "off"]
+            process = ServerProcess(*defaults, *flags, **options)
+            started.callback(process.close)
+            return process
+
+        yield start
+
+
+@pytest.fixture()
+def connect_to() -> Iterator[Callable[[str], Stubs]]:
+    """Stubs of the server at an address."""
+    with ExitStack() as opened:
+
+        def connect(address: str) -> Stubs:
+            stubs = Stubs(address)
+            opened.callback(stubs.channel.close)
+            return stubs
+
+        yield connect
+
+
+class PlainValkey:
+    """A Valkey that no server owns: it can be stopped, started again and made to wait."""
+
+    def __init__(self) -> None:
+        # A socket's path is limited to about 100 bytes, so it is not in pytest's folder.
+        self._folder = tempfile.TemporaryDirectory(prefix="plain-valkey-")
+        self.socket = f"{self._folder.name}/valkey.sock"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.socket}"
+
+    def start(self) -> redis.Redis:
+        """A client of it, once it answers."""
+        settings = {
+            **{"port": "0", "unixsocket": self.socket, "dir": self._folder.name},
+            **{"appendonly": "yes", "save": "", "logfile": f"{self._folder.name}/log"},
+        }
+        flags = [part for name, value in settings.items() for part in (f"--{name}", value)]
+        self._process = subprocess.Popen(
+            [str(binary_path()), *flags], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        client = redis.Redis.from_url(self.url)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                client.ping()
+            except redis.ConnectionError:
+                time.sleep(0.01)
+            else:
+                return client
+        raise AssertionError("the valkey did not start")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(20)
+            self._process = None
+
+    def close(self) -> None:
+        self.stop()
+        self._folder.cleanup()
+
+
+@pytest.fixture()
+def plain_valkey() -> Iterator[PlainValkey]:
+    valkey = PlainValkey()
+    yield valkey
+    valkey.close()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import click
 
+from curriculum_api import limits
 from curriculum_api.v1.operator_service_pb2 import (
     GetPromptRequest,
     ListPromptsRequest,
@@ -13,7 +14,7 @@ from curriculum_api.v1.operator_service_pb2 import (
 )
 from curriculum_api.v1.prompt_pb2 import PromptState
 from curriculum_operator.messages import BANDS, as_json
-from curriculum_operator.paging import MAX_PAGE_SIZE, pages
+from curriculum_operator.paging import pages
 from curriculum_operator.render.prompt_view import prompt_view, prompts_view
 from curriculum_operator.session import Session, with_session
 
@@ -50,7 +51,7 @@ def list_(session: Session, run_id: str, domain: str, band: str | None, *, limit
 
 
 def _listed(session: Session, request: ListPromptsRequest, limit: int) -> Iterator[PromptState]:
-    request.page_size = min(limit, MAX_PAGE_SIZE)
+    request.page_size = min(limit, limits.MAX_PAGE_SIZE)
 
     def fetch(token: str) -> ListPromptsResponse:
         request.page_token = token

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from curriculum_api import limits
 from curriculum_api.v1.operator_service_pb2 import (
     CreateRunRequest,
     DeleteRunRequest,
@@ -19,7 +20,7 @@ from curriculum_api.v1.operator_service_pb2 import (
 from curriculum_api.v1.run_pb2 import RunConfig
 from curriculum_operator import configuration
 from curriculum_operator.messages import as_json
-from curriculum_operator.paging import MAX_PAGE_SIZE, pages
+from curriculum_operator.paging import pages
 from curriculum_operator.render.run_view import run_view, runs_view
 from curriculum_operator.session import Session, as_usage, with_session
 
@@ -96,7 +97,7 @@ def list_(session: Session) -> None:
     """Show every run."""
 
     def fetch(token: str) -> ListRunsResponse:
-        request = ListRunsRequest(page_size=MAX_PAGE_SIZE, page_token=token)
+        request = ListRunsRequest(page_size=limits.MAX_PAGE_SIZE, page_token=token)
         response: ListRunsResponse = session.connection.call(
             session.connection.stub.ListRuns, request
         )

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from curriculum_api import limits
-from curriculum_api.errors import DeadlineError, StoreUnavailableError
+from curriculum_api.status import AWAY
 from curriculum_api.v1.operator_service_pb2 import CompareBoundaryRequest, GetStatsRequest
 from curriculum_api.v1.stats_pb2 import RunStats, StepRange
 from curriculum_operator.boundary import verdict
@@ -70,7 +70,7 @@ def _watch(
 def _look(session: Session, run_id: str) -> RenderableType | None:
     try:
         return stats_view(run_id, _stats(session, run_id), session.out.width)
-    except (StoreUnavailableError, DeadlineError):
+    except AWAY:
         return None
 
 
@@ -93,9 +93,11 @@ def _is_step(text: str) -> bool:
 
 
 def _ks(_context: click.Context, _param: click.Parameter, text: str) -> list[int]:
-    parts = text.split(",")
-    if not all(part.isascii() and part.isdigit() and 0 < int(part) < 2**32 for part in parts):
-        raise click.BadParameter(f"{text}: write whole numbers, for example 1,2,4,8")
+    parts, allowed = text.split(","), range(1, limits.MAX_GROUP_SIZE + 1)
+    if not all(part.isascii() and part.isdigit() and int(part) in allowed for part in parts):
+        raise click.BadParameter(
+            f"{text}: write whole numbers in [1, {limits.MAX_GROUP_SIZE}], for example 1,2,4,8"
+        )
     return [int(part) for part in parts]
 
 
