@@ -21,7 +21,7 @@ from curriculum_api.errors import CurriculumError, StateError
 from curriculum_api.limits import MAX_MESSAGE_BYTES
 from curriculum_api.v1 import operator_service_pb2, probe_service_pb2, trainer_service_pb2
 from curriculum_server import logs
-from curriculum_server.config import ServerConfig, read_config, split_address
+from curriculum_server.config import ServerConfig, read_config, split_address, without_secrets
 from curriculum_server.engine.engine import Engine
 from curriculum_server.rpc import generic_handler
 from curriculum_server.security import Tokens, check_exposure, read_credentials, read_tokens
@@ -108,7 +108,7 @@ class App:
 
     async def _start_store(self) -> tuple[str, str]:
         if self.config.redis:
-            return self.config.redis, _without_password(self.config.redis)
+            return self.config.redis, without_secrets(self.config.redis)
         valkey = EmbeddedValkey(Path(self.config.data_dir), self.config.appendfsync)
         self._closing.push_async_callback(valkey.stop)
         await valkey.start()
@@ -192,11 +192,6 @@ def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:  # not on Windows
         return None
     return uvloop.new_event_loop
-
-
-def _without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
 if __name__ == "__main__":

@@ -67,7 +67,8 @@ class ServerConfig:
         if self.metrics != "off":
             split_address("metrics", self.metrics)
         if self.redis and not self.redis.startswith(("redis://", "rediss://", "unix://")):
-            raise _refused("redis", self.redis, "a redis://, rediss:// or unix:// URL")
+            shown = without_secrets(self.redis)
+            raise _refused("redis", shown, "a redis://, rediss:// or unix:// URL")
         if self.appendfsync not in APPENDFSYNC:
             raise _refused("appendfsync", self.appendfsync, f"one of {', '.join(APPENDFSYNC)}")
         if self.log_level not in LOG_LEVELS:
@@ -82,6 +83,12 @@ def split_address(name: str, address: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or int(port) > 65535:
         raise _refused(name, address, "HOST:PORT with a port in [0, 65535]")
     return host.strip("[]"), int(port)
+
+
+def without_secrets(url: str) -> str:
+    """The URL without user, password and query."""
+    scheme, separator, rest = url.rpartition("://")
+    return scheme + separator + rest.rpartition("@")[2].partition("?")[0]
 
 
 def read_config(arguments: Sequence[str], environment: Mapping[str, str]) -> ServerConfig:

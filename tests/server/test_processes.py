@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import sys
@@ -15,7 +16,6 @@ import grpc
 import pytest
 
 from curriculum_api.v1 import operator_service_pb2 as op
-from curriculum_api.v1 import run_pb2
 from curriculum_server.store import embedded
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -211,9 +211,12 @@ def test_control_c_reaches_the_store_through_the_server_alone(launch, data_dir, 
     """A terminal signals the whole process group; the store must outlive the drain."""
     process = launch("--data-dir", str(data_dir)).wait_until_serving()
     driver(process, 10).play(0)
+    (valkey,) = process.children
+    assert os.getpgid(valkey) != os.getpgid(process.pid)
     process.signal(signal.SIGINT, to_group=True)
     assert process.exit_code() == 0
     assert "valkey died" not in process.log
+    assert not is_running(valkey)
 
 
 # What outlives
@@ -264,9 +267,6 @@ def test_a_valkey_that_is_killed_is_started_again_with_every_count(
     run.play(0)
     before = run.seen()
     (valkey,) = process.children
-    Path(f"/proc/{valkey}/exe").readlink()  # it is there
-    import os
-
     os.kill(valkey, signal.SIGKILL)
 
     def answered():
@@ -307,7 +307,6 @@ def test_a_store_that_goes_away_is_unavailable_until_it_is_back(
     assert len(run.next("next").prompts) == 4
 
 
-@pytest.mark.slow
 def test_a_large_run_is_served_soon_after_a_restart(launch, data_dir, driver):
     first = launch("--data-dir", str(data_dir)).wait_until_serving()
     run = driver(first, 100_000)
@@ -316,9 +315,6 @@ def test_a_large_run_is_served_soon_after_a_restart(launch, data_dir, driver):
     assert first.exit_code() == 0
     again = driver(launch("--data-dir", str(data_dir)).wait_until_serving())
     started = time.monotonic()
-    assert len(again.next(count=512, step=1).prompts) == 512
+    assert len(again.next("again", count=512, step=1).prompts) == 512
     assert time.monotonic() - started < 2
     assert again.stats().group_count == 512
-    assert again.get().config == run_pb2.RunConfig.FromString(
-        again.get().config.SerializeToString()
-    )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import cycle
 
+import grpc
 import pytest
 
+from curriculum_api.v1 import operator_service_pb2 as op
 from curriculum_api.v1 import prompt_pb2, run_pb2
 from curriculum_server.engine import engine
 from curriculum_server.store import batches, commit, reports
@@ -181,6 +184,29 @@ def test_a_server_that_missed_a_rollback_gives_a_new_batch_for_an_old_name(no_fo
     new = b.next("batch", count=2, step=1)
     assert (old.timeline, new.timeline) == (0, 1)
     assert a.next("batch", count=2, step=1) == new
+
+
+def test_an_old_name_far_back_gives_a_new_batch_where_the_rollback_was_missed(no_followers, pair):
+    a, b = pair(60, window_steps=1)
+    a.checkpoint("c", 0)
+    b.next("batch", count=1, step=1)
+    for step in range(2, 14):
+        b.next(count=1, step=step)
+    a.rollback("c")
+    assert b.next("batch", count=1, step=1).timeline == 1
+
+
+def test_a_call_that_is_cut_off_while_it_reads_leaves_the_server_whole(no_followers, pair):
+    a, b = pair(3)
+    b.stats()
+    for number in range(6):
+        for i in range(40):
+            a.add([prompt_pb2.Prompt(prompt_id=f"{number}-{i}", domain="d")])
+        request = op.GetStatsRequest(run_id=b.run_id)
+        with suppress(grpc.RpcError):
+            b.stubs.operator.GetStats(request, timeout=0.002 + 0.001 * number)
+        assert b.release(b.next(count=5)) == 5
+    assert b.seen() == a.seen()
 
 
 def test_a_run_that_was_deleted_elsewhere_is_gone(no_followers, pair):

@@ -29,13 +29,13 @@ _RATES_DTYPE = np.dtype(
 
 def encode_prompts(slots: NDArray[np.void], fields: Sequence[bytes]) -> bytes:
     """The slots as the `prompts` of a `Batch`, from the pool's prompt fields by index."""
-    pieces, rates, width = [], _rates(slots), _RATES_DTYPE.itemsize
+    rates, width = _rates(slots), _RATES_DTYPE.itemsize
+    pieces: list[bytes] = []
     rows = zip(slots["index"].tolist(), _endings(slots), strict=True)
     for slot, (index, ending) in enumerate(rows):
-        at = slot * width
-        served = _slot_field(slot) + fields[index] + rates[at : at + width] + ending
-        pieces.append(_served_prefix(len(served)))
-        pieces.append(served)
+        head, field, at = _slot_field(slot), fields[index], slot * width
+        length = len(head) + len(field) + width + len(ending)
+        pieces += (_served_prefix(length), head, field, rates[at : at + width], ending)
     return b"".join(pieces)
 
 

@@ -99,16 +99,19 @@ async def report_outcomes(run: Run, cache: BatchCache, request: ReportRequest) -
     if not run.is_loaded or request.timeline > run.mirror.document.timeline:
         async with run.lock:
             await run.sync()
-    for _ in range(REPORT_TRIES):
-        run.check_timeline(request.timeline)
-        batch = await cache.get(run, request.timeline, request.batch_id)
-        async with batch.lock:
+    run.check_timeline(request.timeline)
+    batch = await cache.get(run, request.timeline, request.batch_id)
+    async with batch.lock:
+        for _ in range(REPORT_TRIES):
+            run.check_timeline(request.timeline)
             reply = await _try_report(run, batch, request)
-        if reply.status in ("ok", "seen", "missing"):
-            return _accepted(request, reply)
-        if reply.status in ("stale", "gone"):
-            async with run.lock:
-                await run.sync()
+            if reply.status in ("ok", "seen", "missing"):
+                return _accepted(request, reply)
+            if reply.status in ("stale", "gone"):
+                async with run.lock:
+                    await run.sync()
+                # Another one if the run was deleted and made again.
+                batch = await cache.get(run, request.timeline, request.batch_id)
     raise OverloadedError(f"run_id={run.run_id!r}: is changed by too many callers at once")
 
 
@@ -144,6 +147,7 @@ async def _try_report(run: Run, batch: Batch, request: ReportRequest) -> ReportR
         ttl_s=2 * config.lease_ttl_s + batches.RECORD_GRACE_S,
     )
     if reply.status == "ok":
+        run.note_event(reply.seq)
         batch.state = replace(state, progress_B=advance.after_B)
     elif reply.progress_B is not None:
         batch.state = replace(state, progress_B=reply.progress_B)

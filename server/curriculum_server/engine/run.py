@@ -52,6 +52,7 @@ class Run:
         self.lock = asyncio.Lock()
         self._mirror: Mirror | None = None
         self._clock_offset_s = 0.0
+        self._known_seq = 0
 
     @property
     def run_id(self) -> str:
@@ -66,6 +67,15 @@ class Run:
     @property
     def is_loaded(self) -> bool:
         return self._mirror is not None
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether events are known that the mirror does not hold; there may be others."""
+        return self._mirror is None or self._mirror.seq < self._known_seq
+
+    def note_event(self, seq: int) -> None:
+        """Remember that the store has so many events by now."""
+        self._known_seq = max(self._known_seq, seq)
 
     def now_s(self) -> int:
         """The store's clock, as of the last `sync`, carried on by ours."""
@@ -102,6 +112,7 @@ class Run:
         if snapshot is None:
             raise _no_run(self.run_id)
         await self._grow(catalog, snapshot.header)
+        self._known_seq = snapshot.header.seq
         self._mirror = Mirror.from_snapshot(catalog, snapshot)
 
     async def change_layout(self, decide: Decide) -> Document:

@@ -36,7 +36,7 @@ async def next_batch(run: Run, composer: Composer, request: BatchRequest) -> Ser
     async with run.lock:
         for attempt in range(CLAIM_TRIES):
             # Mostly the mirror is up to date and one trip is enough; the store tells if not.
-            if attempt or not run.is_loaded:
+            if attempt or run.is_behind:
                 await run.sync()
             batch = await _try_claim(run, composer, request, fresh=attempt < FRESH_TRIES)
             if batch is not None:
@@ -54,9 +54,10 @@ async def _try_claim(
     if request.timeline is not None and request.timeline != run.mirror.document.timeline:
         await run.sync()
         run.check_timeline(request.timeline)
-    timeline = run.mirror.document.timeline
     if run.open_window(request.policy_step) is None:
         # A repeat is answered however far the run has come, and opens no window.
+        await run.sync()
+        timeline = run.mirror.document.timeline
         known = await load_batch(run.redis, run.keys, timeline, request.request_id)
         if known is not None:
             return _served_before(run, request, known.record)
@@ -83,6 +84,7 @@ async def _try_claim(
         mark_served=not request.probe,
     )
     if reply.status == "ok":
+        run.note_event(reply.seq)
         return ServedBatch(reply.record, proposal.prompts)
     if reply.status == "known":
         return _served_before(run, request, reply.record)

@@ -65,11 +65,11 @@ redis.call('ZREMRANGEBYSCORE', leases, '-inf', now)
 redis.call('ZADD', leases, expire, batch)
 if pairs_blob ~= '' then redis.call('APPEND', served, pairs_blob) end
 redis.call('HINCRBY', meta, 'claims', 1)
-redis.call('HINCRBY', meta, 'seq', 1)
+local now_seq = redis.call('HINCRBY', meta, 'seq', 1)
 if tonumber(step) > tonumber(state[4]) then redis.call('HSET', meta, 'policy_step', step) end
 redis.call('XADD', events, 'MAXLEN', '~', kept, '*', 'kind', 'claim', 'step', step,
   'expire', expire, 'indices', indices, 'served', pairs_blob == '' and '0' or '1')
-return {'ok', expire}
+return {'ok', expire, now_seq}
 """
 
 _SET_LEASES = """
@@ -134,6 +134,8 @@ class ClaimReply:
 
     status: str
     record: BatchRecord
+    seq: int = 0
+    """Events written, this claim's own included."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ async def claim(
         record = replace(record, expire_s=int(reply[1]))
     elif status == "known":
         record = BatchRecord.decode(record.batch_id, reply[1], int(reply[2]))
-    return ClaimReply(status, record)
+    return ClaimReply(status, record, int(reply[2]) if status == "ok" else 0)
 
 
 async def load_batch(redis: Redis, keys: RunKeys, timeline: int, batch_id: str) -> OpenBatch | None:

@@ -9,7 +9,12 @@ from contextlib import contextmanager
 from redis import asyncio as aioredis
 from redis import exceptions as rx
 
-from curriculum_api.errors import CorruptStateError, OverloadedError, StoreUnavailableError
+from curriculum_api.errors import (
+    CorruptStateError,
+    InvalidRequestError,
+    OverloadedError,
+    StoreUnavailableError,
+)
 
 Redis = aioredis.Redis
 Argument = bytes | str | int
@@ -26,14 +31,23 @@ logger = logging.getLogger(__name__)
 
 
 def connect(url: str) -> Redis:
-    """Open a lazy connection pool; `url` is redis://, rediss:// or unix://."""
-    return aioredis.from_url(
-        url,
-        protocol=2,
-        socket_connect_timeout=CONNECT_TIMEOUT_S,
-        socket_timeout=REPLY_TIMEOUT_S,
-        health_check_interval=0,
-    )
+    """Open a lazy connection pool; `url` is redis://, rediss:// or unix://.
+
+    Raises:
+        InvalidRequestError: it is none; the message does not repeat it, for it may hold a password.
+    """
+    try:
+        return aioredis.from_url(
+            url,
+            protocol=2,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            socket_timeout=REPLY_TIMEOUT_S,
+            health_check_interval=0,
+        )
+    except ValueError:
+        raise InvalidRequestError(
+            "redis: must be a valid URL, with special characters of a password percent-encoded"
+        ) from None
 
 
 @contextmanager

@@ -124,6 +124,7 @@ class EmbeddedValkey:
             *(str(binary_path()), *self._arguments()),
             pass_fds=(self._lock_fd,),
             preexec_fn=_die_with_parent,
+            start_new_session=True,  # a terminal's Ctrl-C is for us; the store outlives the drain
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,

@@ -53,7 +53,7 @@ end
 
 local receipt = table.concat({attempts, passes, groups, mixed}, ' ')
 redis.call('SET', record, digest .. receipt, 'EX', ttl)
-redis.call('HINCRBY', meta, 'seq', 1)
+local now_seq = redis.call('HINCRBY', meta, 'seq', 1)
 if groups ~= '0' then
   redis.call('HINCRBY', meta, 'groups:' .. window, groups)
   redis.call('HINCRBY', meta, 'mixed:' .. window, mixed)
@@ -62,7 +62,7 @@ if tonumber(step) > tonumber(state[2]) then redis.call('HSET', meta, 'policy_ste
 redis.call('XADD', events, 'MAXLEN', '~', kept, '*', 'kind', 'report', 'window', window,
   'step', step, 'before', known[1], 'completed', completed, 'groups', groups, 'mixed', mixed,
   'columns', column_names, 'deltas', deltas)
-return {'ok'}
+return {'ok', now_seq}
 """
 
 
@@ -110,6 +110,8 @@ class ReportReply:
     status: str
     receipt: Receipt = Receipt(0, 0, 0, 0)
     digest: bytes = b""
+    seq: int = 0
+    """Events written, this report's own included."""
     progress_B: Progress | None = None
 
 
@@ -178,7 +180,7 @@ async def load_report(
 def _decode(reply: list[Any], receipt: Receipt) -> ReportReply:
     status = reply[0].decode()
     if status == "ok":
-        return ReportReply(status, receipt)
+        return ReportReply(status, receipt, seq=int(reply[1]))
     if status == "seen":
         attempts, passes, groups, mixed = map(int, reply[1][16:].split())
         first = Receipt(attempts, passes, groups, mixed, duplicate=True)
