@@ -1,4 +1,4 @@
-"""A real server over a real Valkey, shared by all tests of a process; every test makes its own run."""
+"""A real server over a real Valkey, shared by a process's tests; every test has its own run."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def server(loop_thread: LoopThread, store_url: str) -> Iterator[RunningServer]:
     running.stop()
 
 
-@pytest.fixture()
+@pytest.fixture
 def start_server(loop_thread: LoopThread, store_url: str) -> Iterator[Callable[..., RunningServer]]:
     """Starts further servers over the same store, or otherwise by `ServerConfig` fields."""
     with ExitStack() as running:
@@ -143,7 +143,7 @@ def stubs(server: RunningServer) -> Stubs:
 _numbers = itertools.count()
 
 
-@pytest.fixture()
+@pytest.fixture
 def new_run(stubs: Stubs) -> Callable[..., str]:
     """Creates a run with a pool and gives its name."""
 

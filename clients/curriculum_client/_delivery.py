@@ -13,7 +13,15 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from curriculum_api.errors import CurriculumError, UnauthenticatedError
+from curriculum_api.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    CurriculumError,
+    InvalidRequestError,
+    NotFoundError,
+    PermissionDeniedError,
+    StateError,
+)
 from curriculum_api.status import AWAY
 from curriculum_api.v1.trainer_service_pb2 import ReportOutcomesRequest, ReportOutcomesResponse
 from curriculum_client._batch import Receipt, decode_receipt
@@ -21,8 +29,15 @@ from curriculum_client._buffer import ReportBuffer
 from curriculum_client._flow import Call, Flow, retried
 from curriculum_client._settings import Settings
 
-UNJUDGED = (*AWAY, UnauthenticatedError)
-"""A report that met one of these was not refused and is kept."""
+REFUSED = (
+    InvalidRequestError,
+    NotFoundError,
+    AlreadyExistsError,
+    StateError,
+    ConflictError,
+    PermissionDeniedError,
+)
+"""The service has judged the report and will not take it; after any other error it is kept."""
 
 _log = logging.getLogger("curriculum_client")
 
@@ -78,12 +93,12 @@ class Delivery:
         while (report := self._buffer.head) is not None:
             try:
                 receipt = yield from self._send_report(report, patient=patient)
-            except UNJUDGED as error:
-                interruption = error
-                break
-            except CurriculumError as error:
+            except REFUSED as error:
                 if self._buffer.remove(report):
                     refused.append((report, error))
+            except CurriculumError as error:
+                interruption = error
+                break
             else:
                 total += receipt if self._buffer.remove(report) else Receipt()
         if refused:

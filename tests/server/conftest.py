@@ -1,213 +1,21 @@
-"""A run as a test drives it, refusals as values, raw keys, and processes of one's own."""
+"""Runs to drive, the store's raw keys, and processes that end with the test."""
 
 from __future__ import annotations
 
-import itertools
-import os
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 import redis
-from google.protobuf.message import Message
 
-from curriculum_api.v1 import batch_pb2, prompt_pb2, run_pb2, stats_pb2
-from curriculum_api.v1 import operator_service_pb2 as op
-from curriculum_api.v1 import probe_service_pb2 as pr
-from curriculum_api.v1 import trainer_service_pb2 as tr
-from curriculum_server.store.embedded import binary_path
+from curriculum_api.v1 import run_pb2
 from tests.conftest import Stubs
+from tests.server.driving import Refusal, RunDriver, refusal
+from tests.server.processes import PlainValkey, ServerProcess
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """How a call failed."""
-
-    status: str
-    details: str
-    error: str
-    """The class that the trailing metadata names."""
-
-
-def refusal(call: Callable[[Any], object], request: object) -> Refusal:
-    """Make a call that must fail."""
-    with pytest.raises(grpc.RpcError) as caught:
-        call(request)
-    error: Any = caught.value
-    metadata = dict(error.trailing_metadata() or ())
-    return Refusal(error.code().name, error.details(), str(metadata.get("curriculum-error", "")))
-
-
-class RunDriver:
-    """One run, through one server's stubs; requests can be made without sending them."""
-
-    def __init__(self, stubs: Stubs, run_id: str) -> None:
-        self.stubs = stubs
-        self.run_id = run_id
-        self._numbers = itertools.count()
-
-    def through(self, stubs: Stubs) -> RunDriver:
-        """The same run on another server."""
-        other = RunDriver(stubs, self.run_id)
-        other._numbers = self._numbers
-        return other
-
-    # Batches
-
-    def next_request(
-        self, request_id: str | None = None, count: int = 4, step: int = 0, **fields: Any
-    ) -> tr.NextBatchRequest:
-        return tr.NextBatchRequest(
-            run_id=self.run_id,
-            request_id=f"batch-{next(self._numbers)}" if request_id is None else request_id,
-            prompt_count=count,
-            policy_step=step,
-            **fields,
-        )
-
-    def next(self, *arguments: Any, **fields: Any) -> batch_pb2.Batch:
-        return self.stubs.trainer.NextBatch(self.next_request(*arguments, **fields)).batch
-
-    def release(self, batch: batch_pb2.Batch) -> int:
-        return self.stubs.trainer.ReleaseBatch(
-            tr.ReleaseBatchRequest(
-                run_id=self.run_id, batch_id=batch.batch_id, timeline=batch.timeline
-            )
-        ).released_count
-
-    def probes(
-        self, request_id: str | None = None, count: int = 4, step: int = 0, **fields: Any
-    ) -> pr.LeaseProbesResponse:
-        return self.stubs.probe.LeaseProbes(
-            pr.LeaseProbesRequest(
-                run_id=self.run_id,
-                request_id=f"probes-{next(self._numbers)}" if request_id is None else request_id,
-                prompt_count=count,
-                policy_step=step,
-                **fields,
-            )
-        )
-
-    # Reports
-
-    def report_request(
-        self,
-        batch: batch_pb2.Batch,
-        groups: Mapping[int, Sequence[float]],
-        *,
-        request_id: str | None = None,
-        kind: type[Message] = tr.ReportOutcomesRequest,
-        **fields: Any,
-    ) -> Any:
-        """Rewards by slot; further fields, of the request or of its outcomes, replace what follows
-        from the batch."""
-        rows = [(slot, reward) for slot, given in groups.items() for reward in given]
-        outcomes = {"slots": [s for s, _ in rows], "rewards": [r for _, r in rows]}
-        for name in batch_pb2.Outcomes.DESCRIPTOR.fields_by_name:
-            if name in fields:
-                outcomes[name] = fields.pop(name)
-        values: dict[str, Any] = {
-            "run_id": self.run_id,
-            "request_id": f"report-{next(self._numbers)}" if request_id is None else request_id,
-            "batch_id": batch.batch_id,
-            "timeline": batch.timeline,
-            "policy_step": batch.policy_step,
-            "outcomes": batch_pb2.Outcomes(**outcomes),
-        }
-        return kind(**values | fields)
-
-    def report(self, *arguments: Any, **fields: Any) -> batch_pb2.ReportReceipt:
-        return self.stubs.trainer.ReportOutcomes(self.report_request(*arguments, **fields)).receipt
-
-    def report_probes(self, *arguments: Any, **fields: Any) -> batch_pb2.ReportReceipt:
-        request = self.report_request(*arguments, kind=pr.ReportProbesRequest, **fields)
-        return self.stubs.probe.ReportProbes(request).receipt
-
-    def play(self, step: int, count: int = 4, passes: int = 1) -> batch_pb2.Batch:
-        """A whole step: a batch and every attempt of it, `passes` of them passing per group."""
-        batch = self.next(count=count, step=step)
-        if batch.prompts:
-            groups = {
-                p.slot: [1.0] * passes + [0.0] * (p.attempt_count - passes) for p in batch.prompts
-            }
-            self.report(batch, groups)
-        return batch
-
-    # The run
-
-    def checkpoint(self, name: str, step: int, **fields: Any) -> list[tuple[str, int]]:
-        answer = self.stubs.trainer.Checkpoint(
-            tr.CheckpointRequest(
-                run_id=self.run_id,
-                checkpoint=run_pb2.Checkpoint(name=name, policy_step=step),
-                **fields,
-            )
-        )
-        return [(mark.name, mark.policy_step) for mark in answer.checkpoints]
-
-    def rollback(self, name: str, request_id: str | None = None) -> tr.RollbackResponse:
-        request_id = request_id or f"rollback-{next(self._numbers)}"
-        return self.stubs.trainer.Rollback(
-            tr.RollbackRequest(run_id=self.run_id, request_id=request_id, checkpoint_name=name)
-        )
-
-    def publish(self, step: int, uri: str) -> None:
-        self.stubs.trainer.PublishPolicy(
-            tr.PublishPolicyRequest(
-                run_id=self.run_id, policy=run_pb2.Policy(policy_step=step, uri=uri)
-            )
-        )
-
-    def add(self, prompts: Iterable[prompt_pb2.Prompt]) -> op.AddPromptsResponse:
-        return self.stubs.operator.AddPrompts(
-            op.AddPromptsRequest(run_id=self.run_id, prompts=prompts)
-        )
-
-    def update(self, **config: Any) -> run_pb2.Run:
-        request = op.UpdateRunRequest(run_id=self.run_id, config=run_pb2.RunConfig(**config))
-        return self.stubs.operator.UpdateRun(request).run
-
-    def delete(self) -> None:
-        self.stubs.operator.DeleteRun(op.DeleteRunRequest(run_id=self.run_id))
-
-    # What is seen of it
-
-    def get(self) -> run_pb2.Run:
-        return self.stubs.operator.GetRun(op.GetRunRequest(run_id=self.run_id)).run
-
-    def stats(self) -> stats_pb2.RunStats:
-        return self.stubs.operator.GetStats(op.GetStatsRequest(run_id=self.run_id)).stats
-
-    def prompt(self, prompt_id: str) -> op.GetPromptResponse:
-        return self.stubs.operator.GetPrompt(
-            op.GetPromptRequest(run_id=self.run_id, prompt_id=prompt_id)
-        )
-
-    def list(self, **fields: Any) -> op.ListPromptsResponse:
-        return self.stubs.operator.ListPrompts(
-            op.ListPromptsRequest(run_id=self.run_id, **{"page_size": 1000} | fields)
-        )
-
-    def counts(self) -> dict[str, tuple[int, int]]:
-        """Attempts and passes by prompt_id, of prompts that were attempted."""
-        states = self.list().prompts
-        return {s.prompt_id: (s.attempt_count, s.pass_count) for s in states if s.attempt_count}
-
-    def seen(self) -> tuple[bytes, ...]:
-        """Everything an operator sees of the run, to compare."""
-        views = (self.get(), self.stats(), self.list())
-        return tuple(view.SerializeToString(deterministic=True) for view in views)
-
-
-@pytest.fixture()
+@pytest.fixture
 def open_run(stubs: Stubs, new_run: Callable[..., str]) -> Callable[..., RunDriver]:
     """Creates a run with a pool and drives it."""
     return lambda *arguments, **config: RunDriver(stubs, new_run(*arguments, **config))
@@ -238,82 +46,7 @@ def raw(store_url: str) -> Iterator[redis.Redis]:
     client.close()
 
 
-class ServerProcess:
-    """`curriculum-server` as a process of its own."""
-
-    def __init__(self, *flags: str, environment: Mapping[str, str] = {}) -> None:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("CURRICULUM_")}
-        self._log = tempfile.TemporaryFile("w+")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "curriculum_server.app", *flags],
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            env={**inherited, **environment},
-            start_new_session=True,  # so that signals to its group reach nobody else
-        )
-        self.pid = self._process.pid
-        self.printed = ""
-
-    def wait_until_serving(self) -> ServerProcess:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.printed += line
-            if "listening on" in line:
-                return self
-        raise AssertionError(f"it did not start: {self.log}")
-
-    @property
-    def address(self) -> str:
-        return self.line("listening on")
-
-    def line(self, beginning: str) -> str:
-        """What stands behind the beginning of a printed line."""
-        (rest,) = (
-            line.removeprefix(beginning).strip()
-            for line in self.printed.splitlines()
-            if line.startswith(beginning)
-        )
-        return rest
-
-    @property
-    def log(self) -> str:
-        """What it wrote to standard error so far."""
-        position = self._log.tell()
-        self._log.seek(0)
-        text = self._log.read()
-        self._log.seek(position)
-        return text
-
-    @property
-    def children(self) -> list[int]:
-        path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        return [int(pid) for pid in path.read_text().split()]
-
-    def signal(self, number: int, *, to_group: bool = False) -> None:
-        os.killpg(self.pid, number) if to_group else os.kill(self.pid, number)
-
-    def exit_code(self, timeout_s: float = 30.0) -> int:
-        """Wait for its end."""
-        assert self._process.stdout is not None
-        code = self._process.wait(timeout_s)
-        self.printed += self._process.stdout.read()
-        return code
-
-    def close(self) -> None:
-        assert self._process.stdout is not None
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(20)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        self._process.stdout.close()
-        self._log.close()
-
-
-@pytest.fixture()
+@pytest.fixture
 def launch() -> Iterator[Callable[..., ServerProcess]]:
     """Starts server processes on free ports, without metrics unless told; ends them afterwards."""
     with ExitStack() as started:
@@ -327,7 +60,7 @@ def launch() -> Iterator[Callable[..., ServerProcess]]:
         yield start
 
 
-@pytest.fixture()
+@pytest.fixture
 def connect_to() -> Iterator[Callable[[str], Stubs]]:
     """Stubs of the server at an address."""
     with ExitStack() as opened:
@@ -340,52 +73,7 @@ def connect_to() -> Iterator[Callable[[str], Stubs]]:
         yield connect
 
 
-class PlainValkey:
-    """A Valkey that no server owns: it can be stopped, started again and made to wait."""
-
-    def __init__(self) -> None:
-        # A socket's path is limited to about 100 bytes, so it is not in pytest's folder.
-        self._folder = tempfile.TemporaryDirectory(prefix="plain-valkey-")
-        self.socket = f"{self._folder.name}/valkey.sock"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"unix://{self.socket}"
-
-    def start(self) -> redis.Redis:
-        """A client of it, once it answers."""
-        settings = {
-            **{"port": "0", "unixsocket": self.socket, "dir": self._folder.name},
-            **{"appendonly": "yes", "save": "", "logfile": f"{self._folder.name}/log"},
-        }
-        flags = [part for name, value in settings.items() for part in (f"--{name}", value)]
-        self._process = subprocess.Popen(
-            [str(binary_path()), *flags], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-        client = redis.Redis.from_url(self.url)
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            try:
-                client.ping()
-            except redis.ConnectionError:
-                time.sleep(0.01)
-            else:
-                return client
-        raise AssertionError("the valkey did not start")
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(20)
-            self._process = None
-
-    def close(self) -> None:
-        self.stop()
-        self._folder.cleanup()
-
-
-@pytest.fixture()
+@pytest.fixture
 def plain_valkey() -> Iterator[PlainValkey]:
     valkey = PlainValkey()
     yield valkey

@@ -15,7 +15,7 @@ PERMANENT = re.compile(r"meta|events|leases|catalog:\d+|payload:\d+|w:\d+:served
 EXPIRING = re.compile(r"batch:\d+:.*|report:\d+:.*|rollback:.*")
 
 
-@pytest.fixture()
+@pytest.fixture
 def keys_of(raw):
     """The run's keys, without their prefix."""
 
@@ -52,7 +52,7 @@ def use_everything(run):
     run.next(count=2, step=8)
 
 
-@pytest.fixture()
+@pytest.fixture
 def used(open_run):
     run = open_run(30, channels=[run_pb2.Channel(name="entropy", min_value=0, max_value=1)])
     use_everything(run)

@@ -8,8 +8,8 @@ import math
 
 import pytest
 
+from curriculum_api.v1 import batch_pb2, prompt_pb2
 from curriculum_api.v1 import operator_service_pb2 as op
-from curriculum_api.v1 import prompt_pb2
 
 
 def prompt(prompt_id="new", **fields):
@@ -25,7 +25,7 @@ REFUSED = [
     ([prompt("é" * 129)], "must be 1 to 256 bytes, is 258"),
     ([prompt(domain="")], "prompts[0].domain='': must be 1 to 128 bytes"),
     ([prompt(domain="d" * 129)], "must be 1 to 128 bytes, is 129"),
-    ([prompt(text="x" * (256 * 1024 + 1))], "bytes of text and payload_json=262145: must be in [0,"),
+    ([prompt(text="x" * (256 * 1024 + 1))], "bytes of text and payload_json=262145: must be in"),
     (
         [prompt(text="x" * (256 * 1024), payload_json="{}")],
         "prompts[0]: bytes of text and payload_json=262146: must be in [0, 262144]",
@@ -133,8 +133,6 @@ def test_values_of_any_length_are_refused_in_few_words(open_run, refused):
         answer = refused(run.stubs.trainer.NextBatch, run.next_request(request_id))
         assert answer.status == "INVALID_ARGUMENT"
     for name in ("c" * 1_000_000, "🧮" * 100_000):
-        from curriculum_api.v1 import batch_pb2
-
         request = run.report_request(
             run.next(count=1),
             {0: [1.0]},
@@ -184,7 +182,7 @@ def test_prompts_are_listed_by_domain_and_band(open_run, refused):
     run.report(batch, groups)
     for domain in ("d0", "d2"):
         states = run.list(domain=domain).prompts
-        assert [s.prompt_id for s in states] == [f"p{i}" for i in range(12) if f"d{i % 3}" == domain]
+        assert [s.prompt_id for s in states] == [f"p{i}" for i in range(int(domain[1]), 12, 3)]
         assert {s.domain for s in states} == {domain}
     by_band = {
         band: [s.prompt_id for s in run.list(band=band).prompts]
@@ -193,7 +191,8 @@ def test_prompts_are_listed_by_domain_and_band(open_run, refused):
     }
     unseen = {f"p{i}" for i in range(12)} - {p.prompt.prompt_id for p in batch.prompts}
     assert set(by_band[prompt_pb2.BAND_UNSEEN]) == unseen
-    assert sorted(sum(by_band.values(), [])) == sorted(f"p{i}" for i in range(12))
+    found = [prompt_id for prompt_ids in by_band.values() for prompt_id in prompt_ids]
+    assert sorted(found) == sorted(f"p{i}" for i in range(12))
     both = run.list(domain="d0", band=prompt_pb2.BAND_UNSEEN).prompts
     assert {s.prompt_id for s in both} == {f"p{i}" for i in range(0, 12, 3)} & unseen
     # A page within a filter goes on where it ended.

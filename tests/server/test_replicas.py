@@ -16,7 +16,7 @@ from curriculum_server.engine import engine
 from curriculum_server.store import batches, commit, reports
 
 
-@pytest.fixture()
+@pytest.fixture
 def pair(open_run, start_server):
     """The same run through two servers."""
 
@@ -27,7 +27,7 @@ def pair(open_run, start_server):
     return open_pair
 
 
-@pytest.fixture()
+@pytest.fixture
 def no_followers(monkeypatch):
     """Servers started from here on read events only when they are asked."""
     monkeypatch.setattr(engine, "FOLLOW_INTERVAL_S", 3600.0)

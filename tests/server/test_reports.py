@@ -209,9 +209,7 @@ def test_declared_channels_are_kept_beside_the_rewards(open_run, raw):
         return batch_pb2.ChannelValues(values=numbers)
 
     confidence, entropy = values(-1, 1, 0.5), values(2.5, 5, 0)
-    run.report(
-        batch, {0: [1.0, 0.0, 1.0]}, channels={"confidence": confidence, "entropy": entropy}
-    )
+    run.report(batch, {0: [1.0, 0.0, 1.0]}, channels={"confidence": confidence, "entropy": entropy})
     run.report(batch, {0: [1.0]}, channels={"entropy": values(1)})
     (name,) = raw.keys(f"cur:{{{run.run_id}}}:w:*:ch:confidence")
     window = name.rsplit(b":ch:")[0]

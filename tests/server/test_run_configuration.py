@@ -79,7 +79,7 @@ REFUSED = [
     ({"lease_ttl": Duration()}, "config.lease_ttl=0s: must be"),
     ({"lease_ttl": Duration(seconds=-5)}, "config.lease_ttl=-5s: must be"),
     ({"lease_ttl": Duration(seconds=1, nanos=500_000_000)}, "config.lease_ttl=1.5s: must be"),
-    ({"lease_ttl": Duration(seconds=604_801)}, "config.lease_ttl=604801s: must be in [1s, 604800s]"),
+    ({"lease_ttl": Duration(seconds=604_801)}, "lease_ttl=604801s: must be in [1s, 604800s]"),
     (channels(("", 0, 1)), "config.channels.name='': must be 1 to 64 characters of a-z, 0-9 and _"),
     (channels(("Entropy", 0, 1)), "config.channels.name='Entropy': must be"),
     (channels(("a" * 65, 0, 1)), "must be 1 to 64 characters of a-z, 0-9 and _"),
@@ -287,9 +287,7 @@ def test_deleting_a_run_twice_is_not_found(open_run, refused):
     run = open_run(5)
     run.play(0)
     run.delete()
-    answer = refused(
-        run.stubs.operator.DeleteRun, op.DeleteRunRequest(run_id=run.run_id)
-    )
+    answer = refused(run.stubs.operator.DeleteRun, op.DeleteRunRequest(run_id=run.run_id))
     assert answer.status == "NOT_FOUND"
     assert refused(run.stubs.trainer.NextBatch, run.next_request()).status == "NOT_FOUND"
 

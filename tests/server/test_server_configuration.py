@@ -8,7 +8,7 @@ from curriculum_api.errors import InvalidRequestError
 from curriculum_server.config import ServerConfig, read_config
 
 
-@pytest.fixture()
+@pytest.fixture
 def toml(tmp_path):
     def write(text):
         path = tmp_path / "server.toml"

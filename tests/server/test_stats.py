@@ -20,14 +20,14 @@ def by_hand(attempts, passes, k):
     return 1 - comb(attempts - passes, k) / comb(attempts, k)
 
 
-@pytest.fixture()
+@pytest.fixture
 def trained(open_run):
     """A run with prompts of every band, leases and several windows."""
     run = open_run(60, domains=3, window_steps=2, selection={"strategy": "uniform"})
     for step in range(6):
         batch = run.next(count=12, step=step)
-        kinds = {p.slot: int(p.prompt.prompt_id[1:]) % 4 for p in batch.prompts}
-        run.report(batch, {s: [float(i < (0, 4, 8, 2)[k]) for i in range(8)] for s, k in kinds.items()})
+        passes = {p.slot: (0, 4, 8, 2)[int(p.prompt.prompt_id[1:]) % 4] for p in batch.prompts}
+        run.report(batch, {slot: [float(i < n) for i in range(8)] for slot, n in passes.items()})
     run.next(count=7, step=6)
     run.add([prompt_pb2.Prompt(prompt_id="new", domain="new")])
     return run
@@ -156,9 +156,7 @@ def test_the_boundary_is_pass_at_k_over_prompts_attempted_in_both_ranges(open_ru
     points = compare(run, (0, 0), (6, 10), ks=[4, 1, 8, 16])
     assert [point.k for point in points] == [4, 1, 8, 16]
     for point in points[:3]:
-        both = [
-            i for i in early_counts if min(early_counts[i][0], late_counts[i][0]) >= point.k
-        ]
+        both = [i for i in early_counts if min(early_counts[i][0], late_counts[i][0]) >= point.k]
         assert point.prompt_count == len(both)
         before = sum(by_hand(*early_counts[i], point.k) for i in both) / len(both)
         after = sum(by_hand(*late_counts[i], point.k) for i in both) / len(both)

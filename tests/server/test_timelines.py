@@ -236,14 +236,11 @@ def test_prompts_that_were_added_stay_after_a_rollback(open_run):
     assert len(run.next(count=5, step=1).prompts) == 5
 
 
-def test_many_checkpoints_are_kept_up_to_a_bound(open_run, refused):
+def test_of_many_checkpoints_the_newest_are_kept(open_run, refused):
     run = open_run(2)
-    for step in range(256):
+    for step in range(257):
         run.checkpoint(f"c{step}", step)
-    request = tr.CheckpointRequest(
-        run_id=run.run_id, checkpoint=run_pb2.Checkpoint(name="more", policy_step=256)
-    )
-    answer = refused(run.stubs.trainer.Checkpoint, request)
-    assert (answer.status, "256" in answer.details) == ("FAILED_PRECONDITION", True)
+    request = tr.RollbackRequest(run_id=run.run_id, request_id="r", checkpoint_name="c0")
+    answer = refused(run.stubs.trainer.Rollback, request)
+    assert (answer.status, "'c0': is not kept" in answer.details) == ("NOT_FOUND", True)
     assert run.rollback("c7").policy_step == 7
-    run.checkpoint("more", 8)

@@ -102,7 +102,7 @@ class TrainerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Checkpoint(self, request, context):
-        """Checkpoint marks the state of the curriculum at a policy step. At most 256 are kept. Idempotent
+        """Checkpoint marks the state of the curriculum at a policy step. The newest 256 are kept. Idempotent
         by name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -53,7 +53,7 @@ class TrainerServiceStub:
         curriculum_api.v1.trainer_service_pb2.CheckpointRequest,
         curriculum_api.v1.trainer_service_pb2.CheckpointResponse,
     ]
-    """Checkpoint marks the state of the curriculum at a policy step. At most 256 are kept. Idempotent
+    """Checkpoint marks the state of the curriculum at a policy step. The newest 256 are kept. Idempotent
     by name.
     """
 
@@ -100,7 +100,7 @@ class TrainerServiceAsyncStub:
         curriculum_api.v1.trainer_service_pb2.CheckpointRequest,
         curriculum_api.v1.trainer_service_pb2.CheckpointResponse,
     ]
-    """Checkpoint marks the state of the curriculum at a policy step. At most 256 are kept. Idempotent
+    """Checkpoint marks the state of the curriculum at a policy step. The newest 256 are kept. Idempotent
     by name.
     """
 
@@ -157,7 +157,7 @@ class TrainerServiceServicer(metaclass=abc.ABCMeta):
         request: curriculum_api.v1.trainer_service_pb2.CheckpointRequest,
         context: _ServicerContext,
     ) -> typing.Union[curriculum_api.v1.trainer_service_pb2.CheckpointResponse, collections.abc.Awaitable[curriculum_api.v1.trainer_service_pb2.CheckpointResponse]]:
-        """Checkpoint marks the state of the curriculum at a policy step. At most 256 are kept. Idempotent
+        """Checkpoint marks the state of the curriculum at a policy step. The newest 256 are kept. Idempotent
         by name.
         """
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from curriculum import InvalidInputError, SelectionConfig
 from curriculum_api.errors import InvalidRequestError, StateError
 from curriculum_api.limits import MAX_CHANNELS, MAX_DOMAINS
@@ -139,8 +141,11 @@ def _check_selection(selection: SelectionConfig) -> None:
 
 
 def _check_range(name: str, low: float, high: float) -> None:
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise _refused(name, high, f"finite and above {low:g}")
+    # Values come as float32, in which the ends must differ and be finite.
+    with np.errstate(over="ignore"):
+        ends = np.float32(low), np.float32(high)
+    if not (np.isfinite(ends).all() and ends[0] < ends[1]):
+        raise _refused(name, high, f"finite and above {low:g}, as float32")
 
 
 def _refused(name: str, value: object, allowed: str) -> InvalidRequestError:

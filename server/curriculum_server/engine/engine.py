@@ -140,3 +140,5 @@ class Engine:
             self.forget(run.run_id)
         except CurriculumError as error:
             logger.warning("run not followed run=%s error=%s", run.run_id, error)
+        except Exception:  # the boundary: one damaged run must not end the following of the others
+            logger.exception("run not followed run=%s", run.run_id)

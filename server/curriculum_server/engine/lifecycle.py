@@ -10,12 +10,12 @@ from typing import Any
 from curriculum_api.errors import (
     AlreadyExistsError,
     NotFoundError,
+    OverloadedError,
     StateError,
 )
-from curriculum_api.limits import MAX_CHECKPOINTS
-from curriculum_server.engine.run import Run
+from curriculum_server.engine.run import LAYOUT_TRIES, Run
 from curriculum_server.store.columns import column_names
-from curriculum_server.store.commit import Change
+from curriculum_server.store.commit import Change, commit
 from curriculum_server.store.document import CheckpointMark, Document
 from curriculum_server.store.load import load_record
 
@@ -25,7 +25,7 @@ async def checkpoint(run: Run, name: str, step: int, timeline: int | None) -> Do
 
     Raises:
         AlreadyExistsError: the name is taken by another step.
-        StateError: counts of a later step are in the ledger already, or too many are kept.
+        StateError: a later step has been named already.
     """
 
     def mark(document: Document) -> tuple[Document, Change] | None:
@@ -38,8 +38,6 @@ async def checkpoint(run: Run, name: str, step: int, timeline: int | None) -> Do
                 )
             if known.name == name:
                 return None
-        if len(document.checkpoints) >= MAX_CHECKPOINTS:
-            raise StateError(f"checkpoint: {MAX_CHECKPOINTS} are kept already")
         if step < run.mirror.policy_step:
             raise StateError(
                 f"checkpoint.policy_step={step}: must be at least {run.mirror.policy_step}, "
@@ -61,28 +59,20 @@ async def rollback(run: Run, request_id: str, checkpoint_name: str) -> tuple[int
     """
     record_key = run.keys.rollback(request_id)
     async with run.lock:
-        known = await load_record(run.redis, record_key)
-        if known is not None:
-            return _repeated(request_id, checkpoint_name, known)
-
-        def return_to(document: Document) -> tuple[Document, Change]:
-            mark = _find(document, checkpoint_name)
-            rolled = document.rolled_back_to(mark)
-            record = [checkpoint_name, rolled.timeline, mark.policy_step]
-            names = column_names([c.name for c in run.mirror.config.channels])
-            dropped = [w.window for w in document.windows if w.window > mark.window]
-            fields = {"policy_step": str(mark.policy_step)}
-            fields |= {f"{name}:{w}": "" for w in dropped for name in ("groups", "mixed")}
-            deletes = [run.keys.column(w, name) for w in dropped for name in names]
-            return rolled, Change(
-                reload=True,
-                records={record_key: json.dumps(record).encode()},
-                deletes=[run.keys.leases, *deletes],
-                meta_fields=fields,
-            )
-
-        document = await run.change_layout(return_to)
-        return document.timeline, document.checkpoints[-1].policy_step
+        for _ in range(LAYOUT_TRIES):
+            await run.sync()
+            # Read behind the layout that is committed on: a rollback of that name by another server
+            # either is found here or makes the commit miss.
+            known = await load_record(run.redis, record_key)
+            if known is not None:
+                return _repeated(request_id, checkpoint_name, known)
+            mark = _find(run.mirror.document, checkpoint_name)
+            rolled = run.mirror.document.rolled_back_to(mark)
+            record = json.dumps([checkpoint_name, rolled.timeline, mark.policy_step])
+            change = replace(_dropping(run, mark), records={record_key: record.encode()})
+            if await commit(run.redis, run.keys, run.mirror.layout, rolled, change):
+                return rolled.timeline, mark.policy_step
+    raise OverloadedError(f"run_id={run.run_id!r}: is changed by too many callers at once")
 
 
 async def publish_policy(run: Run, step: int, uri: str) -> None:
@@ -110,6 +100,18 @@ async def update_config(run: Run, changes: Mapping[str, Any]) -> None:
 
     async with run.lock:
         await run.change_layout(update)
+
+
+def _dropping(run: Run, mark: CheckpointMark) -> Change:
+    """Drops the leases and all that windows after the mark hold."""
+    dropped = [w.window for w in run.mirror.document.windows if w.window > mark.window]
+    names = column_names([c.name for c in run.mirror.config.channels])
+    fields = {f"{name}:{w}": "" for w in dropped for name in ("groups", "mixed")}
+    return Change(
+        reload=True,
+        deletes=[run.keys.leases, *(run.keys.column(w, n) for w in dropped for n in names)],
+        meta_fields={"policy_step": str(mark.policy_step), **fields},
+    )
 
 
 def _find(document: Document, name: str) -> CheckpointMark:

@@ -119,19 +119,19 @@ class Mirror:
     def column(self, window: int, name: str) -> Cells:
         """(N,) cells; zeros where nothing was added yet."""
         cells = self.columns.get((window, name))
-        return np.zeros(len(self.catalog), np.int64) if cells is None else cells
+        return np.zeros(len(self.lease_N), np.int64) if cells is None else cells
 
     def total(self, name: str) -> Cells:
         """(N,) sum of a column over all windows."""
         parts = [cells for (_, column), cells in self.columns.items() if column == name]
-        return np.sum(parts, axis=0) if parts else np.zeros(len(self.catalog), np.int64)
+        return np.sum(parts, axis=0) if parts else np.zeros(len(self.lease_N), np.int64)
 
     def pool(self, policy_step: int, now_s: int) -> Pool:
         """What selection sees at a policy step."""
         return Pool(
             *self._discounted_counts(policy_step),
             self.attempts_N,
-            self.catalog.domain_N,
+            self.catalog.domain_N[: len(self.lease_N)],
             tuple(self.catalog.domains),
             self.last_served_step_N,
             self.lease_N <= now_s,
@@ -170,7 +170,7 @@ class Mirror:
     def _sum(self, windows: Sequence[Window], policy_step: int) -> tuple[Floats, Floats]:
         used = [w for w in windows if (w.window, ATTEMPTS) in self.columns]
         if not used:
-            return np.zeros(len(self.catalog)), np.zeros(len(self.catalog))
+            return np.zeros(len(self.lease_N)), np.zeros(len(self.lease_N))
         mid_W = np.array([(w.first_step + min(w.last_step, policy_step)) / 2 for w in used])
         weights_W = discount_weights(mid_W, policy_step, self.config.selection.discount)
         attempts = [self.columns[w.window, ATTEMPTS] for w in used]

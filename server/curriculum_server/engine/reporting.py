@@ -31,7 +31,8 @@ from curriculum_server.store.reports import (
     report,
 )
 
-REPORT_TRIES = 8
+REPORT_TRIES = 256
+"""Each try that misses is another server's report that hit; a try costs about a millisecond."""
 KEPT_BATCHES = 256
 """Batches whose slots are kept in memory per run: what is in flight, with room."""
 
@@ -133,6 +134,8 @@ async def _try_report(run: Run, batch: Batch, request: ReportRequest) -> ReportR
     if window is None:
         async with run.lock:
             window = await run.window_for(request.policy_step)
+            # A rollback may have come while this waited; the layout below is then the new one.
+            run.check_timeline(request.timeline)
     reply = await report(
         run.redis,
         run.keys,
@@ -248,7 +251,7 @@ async def release_batch(run: Run, cache: BatchCache, timeline: int, batch_id: st
     """Free the batch's unreported prompts; how many were freed."""
 
     async def release(batch: OpenBatch) -> tuple[str, int]:
-        status = await batches.release(run.redis, run.keys, batch)
+        status = await batches.release(run.redis, run.keys, batch, run.mirror.layout)
         return status, int((batch.progress_B < batches.CLOSED).sum())
 
     return await _change_leases(run, cache, timeline, batch_id, release)
@@ -264,7 +267,7 @@ async def renew_batch(run: Run, cache: BatchCache, timeline: int, batch_id: str)
     async def renew(batch: OpenBatch) -> tuple[str, int]:
         nonlocal held
         ttl_s = run.mirror.config.lease_ttl_s
-        status, expire_s = await batches.renew(run.redis, run.keys, batch, ttl_s)
+        status, expire_s = await batches.renew(run.redis, run.keys, batch, run.mirror.layout, ttl_s)
         held = 0 if status == "expired" else int((batch.progress_B < batches.CLOSED).sum())
         return status, expire_s
 
@@ -286,10 +289,14 @@ async def _change_leases(
     async with batch.lock:
         for _ in range(REPORT_TRIES):
             await _refresh(run, batch)
+            run.check_timeline(timeline)
             status, value = await change(batch.state)
             if status == "missing":
                 raise _no_batch(batch_id, timeline)
-            if status != "moved":
+            if status == "stale":
+                async with run.lock:
+                    await run.sync()
+            elif status != "moved":
                 return value
     raise OverloadedError(f"batch_id={batch_id!r}: is changed by too many callers at once")
 

@@ -159,7 +159,12 @@ class Run:
         """What selection sees at a step, computed off the event loop when the pool is large. The
         caller holds the lock."""
         if len(self.mirror.catalog) > THREAD_POOL_SIZE:
-            return await asyncio.to_thread(self._pool, policy_step)
+            work = asyncio.ensure_future(asyncio.to_thread(self._pool, policy_step))
+            try:
+                return await asyncio.shield(work)
+            except asyncio.CancelledError:
+                await asyncio.wait([work])  # it writes to the mirror: the lock must outlast it
+                raise
         return self._pool(policy_step)
 
     def _pool(self, policy_step: int) -> tuple[Pool, Prior]:
@@ -213,7 +218,14 @@ class Run:
                 await self._grow(self.mirror.catalog, header)
                 self.mirror.adopt_header(header)
             self.mirror.event_id = event_id
-        return len(catch.events) < EVENTS_PER_READ
+        if len(catch.events) == EVENTS_PER_READ:
+            return False
+        if (self.mirror.seq, self.mirror.claims) != (catch.seq, catch.claims):
+            # Events were lost (a failover) or one was applied by halves: the numbers tell.
+            logger.warning("mirror reloaded run=%s", self.run_id)
+            await self.reload()
+            return False
+        return True
 
     async def _grow(self, catalog: Catalog, header: Header) -> None:
         document = header.document

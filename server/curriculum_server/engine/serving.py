@@ -22,6 +22,8 @@ class ServedBatch:
 
     record: BatchRecord
     prompts: bytes
+    is_new: bool
+    """Whether this call made it."""
 
 
 async def next_batch(run: Run, composer: Composer, request: BatchRequest) -> ServedBatch:
@@ -55,7 +57,10 @@ async def _try_claim(
         await run.sync()
         run.check_timeline(request.timeline)
     if run.open_window(request.policy_step) is None:
-        # A repeat is answered however far the run has come, and opens no window.
+        # A repeat is answered however far the run has come, and opens no window; its prompts and
+        # its timeline may be newer than the mirror.
+        await run.sync()
+        timeline = run.mirror.document.timeline
         await run.sync()
         timeline = run.mirror.document.timeline
         known = await load_batch(run.redis, run.keys, timeline, request.request_id)
@@ -85,7 +90,7 @@ async def _try_claim(
     )
     if reply.status == "ok":
         run.note_event(reply.seq)
-        return ServedBatch(reply.record, proposal.prompts)
+        return ServedBatch(reply.record, proposal.prompts, is_new=True)
     if reply.status == "known":
         return _served_before(run, request, reply.record)
     return None
@@ -97,4 +102,5 @@ def _served_before(run: Run, request: BatchRequest, record: BatchRecord) -> Serv
             f"request_id={request.request_id!r}: was used with other content; "
             "a new batch needs a new request_id"
         )
-    return ServedBatch(record, encode_prompts(record.slots, run.mirror.catalog.fields))
+    prompts = encode_prompts(record.slots, run.mirror.catalog.fields)
+    return ServedBatch(record, prompts, is_new=False)

@@ -27,9 +27,10 @@ async def lease(engine: Engine, run_id: str, wanted: BatchRequest) -> bytes:
     run = served.run
     batch = await next_batch(run, served.composer, wanted)
     record = batch.record
-    for reason, count in Counter(record.slots["reason"].tolist()).items():
-        metrics.PROMPTS_SERVED.labels(run_id, Reason(reason).name.lower()).inc(count)
-    metrics.POLICY_STEP.labels(run_id).set(run.mirror.policy_step)
+    if batch.is_new:
+        for reason, count in Counter(record.slots["reason"].tolist()).items():
+            metrics.PROMPTS_SERVED.labels(run_id, Reason(reason).name.lower()).inc(count)
+    metrics.POLICY_STEP.labels(run_id).set(max(run.mirror.policy_step, record.policy_step))
     metrics.POOL_PROMPTS.labels(run_id).set(len(run.mirror.catalog))
     head = batch_pb2.Batch(
         batch_id=record.batch_id,

@@ -74,7 +74,8 @@ return {'ok', expire, now_seq}
 
 _SET_LEASES = """
 local meta, batch, leases, events = unpack(KEYS)
-local before, after, extend, indices, keep, kept = unpack(ARGV)
+local before, after, extend, indices, keep, kept, layout = unpack(ARGV)
+if redis.call('HGET', meta, 'layout') ~= layout then return {'stale'} end
 local known = redis.call('HMGET', batch, 'expire', 'progress')
 if not known[1] then return {'missing'} end
 if known[2] ~= before then return {'moved'} end
@@ -215,32 +216,34 @@ def decode_progress(blob: bytes) -> Progress:
     return np.frombuffer(blob, ">u4").astype(np.uint32)
 
 
-async def release(redis: Redis, keys: RunKeys, batch: OpenBatch) -> str:
+async def release(redis: Redis, keys: RunKeys, batch: OpenBatch, layout: int) -> str:
     """Close the batch's open slots and free their prompts.
 
     Returns "ok", "missing" (the batch is kept no longer) or "moved" (it has come further).
     """
-    status, _ = await _set_leases(redis, keys, batch, extend_s=0)
+    status, _ = await _set_leases(redis, keys, batch, layout, extend_s=0)
     return status
 
 
-async def renew(redis: Redis, keys: RunKeys, batch: OpenBatch, ttl_s: int) -> tuple[str, int]:
+async def renew(
+    redis: Redis, keys: RunKeys, batch: OpenBatch, layout: int, ttl_s: int
+) -> tuple[str, int]:
     """Extend the leases of the batch's open slots: (status, expiry).
 
     The status is that of `release`, or "expired": the prompts may be leased elsewhere by now.
     """
-    return await _set_leases(redis, keys, batch, extend_s=ttl_s)
+    return await _set_leases(redis, keys, batch, layout, extend_s=ttl_s)
 
 
 async def _set_leases(
-    redis: Redis, keys: RunKeys, batch: OpenBatch, *, extend_s: int
+    redis: Redis, keys: RunKeys, batch: OpenBatch, layout: int, *, extend_s: int
 ) -> tuple[str, int]:
     record, before_B = batch.record, batch.progress_B
     open_B = before_B < CLOSED
     names = [keys.meta, keys.batch(record.timeline, record.batch_id), keys.leases, keys.events]
     args: list[Argument] = [encode_progress(before_B), encode_progress(before_B | CLOSED)]
     args += [extend_s, record.slots["index"][open_B].astype(INDEX_DTYPE).tobytes()]
-    args += [RECORD_GRACE_S, EVENT_STREAM_LENGTH]
+    args += [RECORD_GRACE_S, EVENT_STREAM_LENGTH, layout]
     with store_errors():
         reply = await redis.register_script(_SET_LEASES)(keys=names, args=args)
     return reply[0].decode(), int(reply[1]) if len(reply) > 1 else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from curriculum_api.errors import StateError
 from curriculum_server.store.connection import Argument, Redis, store_errors
 from curriculum_server.store.document import Document
 from curriculum_server.store.keys import RUN_INDEX, RunKeys
@@ -15,10 +16,11 @@ RECORD_TTL_S = 24 * 3600
 
 _CREATE = """
 local meta, events = unpack(KEYS)
-if redis.call('EXISTS', meta) == 1 then return 0 end
+if redis.call('HEXISTS', meta, 'layout') == 1 then return 0 end
+if redis.call('EXISTS', meta) == 1 then return -1 end
 local now = redis.call('TIME')
 local now_ms = now[1] .. string.format('%03d', math.floor(now[2] / 1000))
-local doc = string.gsub(ARGV[1], '"create_ms":0', '"create_ms":' .. now_ms, 1)
+local doc = string.gsub(ARGV[1], '"create_ms":%-1', '"create_ms":' .. now_ms, 1)
 -- Layouts count from the time, so that no layout is that of a deleted run of the same name.
 redis.call('HSET', meta, 'doc', doc, 'layout', now_ms, 'seq', '1', 'claims', '0',
   'policy_step', '0')
@@ -28,7 +30,7 @@ return 1
 
 _COMMIT = """
 local meta, events = KEYS[1], KEYS[2]
-local expected, kind, kept, doc = unpack(ARGV)
+local expected, kind, kept, doc = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local set_count, field_count = tonumber(ARGV[5]), tonumber(ARGV[6])
 local layout = redis.call('HGET', meta, 'layout')
 if layout ~= expected then return layout and 'stale' or 'gone' end
@@ -73,6 +75,8 @@ async def create_run(redis: Redis, keys: RunKeys, document: Document) -> bool:
     with store_errors():
         made = await redis.eval(_CREATE, 2, keys.meta, keys.events, document.to_json())
         # A second key on another slot: repeated by every create, so that a crash between is mended.
+        if made < 0:
+            raise StateError(f"run_id={keys.run_id!r}: is being deleted; repeat DeleteRun first")
         await redis.zadd(RUN_INDEX, {keys.run_id: 0})
     return bool(made)
 
@@ -101,11 +105,16 @@ async def delete_run(redis: Redis, keys: RunKeys) -> bool:
     """Remove every key of the run; True when there was one. The meta key goes first: from then on
     scripts refuse the run, and what a crash leaves behind is found by its prefix."""
     with store_errors():
-        existed = await redis.unlink(keys.meta)
+        # Without its layout every script and reader takes the run for gone; the rest of the hash
+        # keeps the name until the last key is away.
+        existed = await redis.exists(keys.meta)
+        await redis.hdel(keys.meta, "layout")
         await redis.zrem(RUN_INDEX, keys.run_id)
         pattern = keys.prefix.replace("[", "\\[")
         async for key in redis.scan_iter(match=f"{pattern}*", count=1000):
-            await redis.unlink(key)
+            if key != keys.meta.encode():
+                await redis.unlink(key)
+        await redis.unlink(keys.meta)
     return bool(existed)
 
 

@@ -21,6 +21,7 @@ Argument = bytes | str | int
 """What a script may be given."""
 
 CONNECT_TIMEOUT_S = 2.0
+MAX_CONNECTIONS = 64
 REPLY_TIMEOUT_S = 10.0
 """Above any script's run time; below a trainer's patience."""
 MINIMUM_VERSION = {"redis": (7, 0), "valkey": (8, 0)}
@@ -37,13 +38,17 @@ def connect(url: str) -> Redis:
         InvalidRequestError: it is none; the message does not repeat it, for it may hold a password.
     """
     try:
-        return aioredis.from_url(
+        # Calls beyond the pool wait for a connection; redis's own default refuses them.
+        pool = aioredis.BlockingConnectionPool.from_url(
             url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=REPLY_TIMEOUT_S,
             protocol=2,
             socket_connect_timeout=CONNECT_TIMEOUT_S,
             socket_timeout=REPLY_TIMEOUT_S,
             health_check_interval=0,
         )
+        return aioredis.Redis.from_pool(pool)
     except ValueError:
         raise InvalidRequestError(
             "redis: must be a valid URL, with special characters of a password percent-encoded"
@@ -62,7 +67,7 @@ def store_errors() -> Iterator[None]:
     except rx.OutOfMemoryError as error:
         raise OverloadedError(f"the store is out of memory: {error}") from error
     except rx.ResponseError as error:
-        if str(error).startswith(("MISCONF", "NOREPLICAS", "MASTERDOWN", "TRYAGAIN")):
+        if str(error).startswith(("MISCONF", "BUSY ", "NOREPLICAS", "MASTERDOWN", "TRYAGAIN")):
             raise StoreUnavailableError(f"the store takes no writes: {error}") from error
         raise CorruptStateError(f"the store refused a command: {error}") from error
 

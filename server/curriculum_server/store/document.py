@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from curriculum_api.errors import StateError
+from curriculum_api.limits import MAX_CHECKPOINTS
 
 SCHEMA_VERSION = 1
 
@@ -38,7 +39,8 @@ class Document:
     """A run but for its columns."""
 
     config: dict[str, Any]
-    create_ms: int = 0
+    create_ms: int = -1
+    """By the store's clock, set by the script that creates the run."""
     timeline: int = 0
     prompt_count: int = 0
     chunk_count: int = 0
@@ -88,11 +90,13 @@ class Document:
         return replace(self, windows=(*self.windows, window), next_window=self.next_window + 1)
 
     def with_checkpoint(self, name: str, step: int) -> Document:
-        """The document with its last window closed at `step` and the checkpoint marked."""
+        """The document with its last window closed at `step` and the checkpoint marked; the oldest
+        is let go when there are too many."""
         *before, last = self.windows
         closed = replace(last, last_step=max(last.first_step, min(last.last_step, step)))
         mark = CheckpointMark(name, step, last.window)
-        return replace(self, windows=(*before, closed), checkpoints=(*self.checkpoints, mark))
+        kept = (*self.checkpoints, mark)[-MAX_CHECKPOINTS:]
+        return replace(self, windows=(*before, closed), checkpoints=kept)
 
     def rolled_back_to(self, mark: CheckpointMark) -> Document:
         """The document as it was at `mark`, one timeline later, without a later step's policy."""

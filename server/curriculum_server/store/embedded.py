@@ -19,7 +19,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from curriculum_api.errors import StateError, StoreUnavailableError
+from curriculum_api.errors import (
+    CorruptStateError,
+    CurriculumError,
+    StateError,
+    StoreUnavailableError,
+)
 from curriculum_server.store.connection import Redis, connect, store_errors
 
 START_LIMIT_S = 60.0
@@ -133,8 +138,12 @@ class EmbeddedValkey:
         try:
             await self._wait_until_ready(redis)
             # What is loaded goes into a fresh log, so that a torn end of the old one is gone.
-            with store_errors():
-                await redis.bgrewriteaof()
+            try:
+                with store_errors():
+                    await redis.bgrewriteaof()
+            except CorruptStateError as error:
+                if "in progress" not in str(error):  # Valkey began one itself, having loaded
+                    raise
         finally:
             await redis.aclose()
 
@@ -162,7 +171,7 @@ class EmbeddedValkey:
             await asyncio.sleep(RESTART_PAUSE_S)
             try:
                 await self._launch()
-            except StoreUnavailableError as error:
+            except (CurriculumError, OSError) as error:
                 logger.error("valkey not restarted error=%s", error)
 
     def _arguments(self) -> list[str]:

@@ -35,6 +35,8 @@ class Catch:
     """What `catch_up` read, at one moment."""
 
     exists: bool
+    seq: int
+    claims: int
     events: list[tuple[bytes, dict[bytes, bytes]]]
     gap: bool
     """Events between were dropped from the stream: only a reload helps."""
@@ -48,7 +50,7 @@ async def load_header(redis: Redis, keys: RunKeys) -> Header | None:
             pipe.hgetall(keys.meta)
             pipe.xrevrange(keys.events, count=1)
             meta, last = await pipe.execute()
-    return _header(meta, last) if meta else None
+    return _header(meta, last) if b"layout" in meta else None
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ async def load_snapshot(redis: Redis, keys: RunKeys, columns: Sequence[str]) -> 
                 for window, name in wanted:
                     pipe.get(keys.column(window, name))
                 meta, last, *values = await pipe.execute()
-        if not meta:
+        if b"layout" not in meta:
             return None
         header = _header(meta, last)
         if (header.layout, header.claims) == (expected.layout, expected.claims):
@@ -117,13 +119,15 @@ async def catch_up(redis: Redis, keys: RunKeys, after: bytes) -> Catch:
     """Events after the given one, and the store's clock."""
     with store_errors():
         async with redis.pipeline(transaction=True) as pipe:
-            pipe.exists(keys.meta)
+            pipe.hmget(keys.meta, ["layout", "seq", "claims"])
             pipe.time()
             pipe.xrange(keys.events, min=b"(" + after, count=EVENTS_PER_READ)
             pipe.xrange(keys.events, count=1)
-            exists, now, events, oldest = await pipe.execute()
+            (layout, seq, claims), now, events, oldest = await pipe.execute()
     gap = not oldest or _order(oldest[0][0]) > _order(after)
-    return Catch(bool(exists), events, gap, now[0] + now[1] / 1e6)
+    return Catch(
+        layout is not None, int(seq or 0), int(claims or 0), events, gap, now[0] + now[1] / 1e6
+    )
 
 
 def _order(event_id: bytes) -> tuple[int, int]:

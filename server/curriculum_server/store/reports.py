@@ -52,7 +52,9 @@ for c = 5, #KEYS do
 end
 
 local receipt = table.concat({attempts, passes, groups, mixed}, ' ')
-redis.call('SET', record, digest .. receipt, 'EX', ttl)
+-- Kept for as long as the batch, or a late repeat would count again.
+local keep = math.max(tonumber(ttl), redis.call('TTL', batch))
+redis.call('SET', record, digest .. receipt, 'EX', string.format('%d', keep))
 local now_seq = redis.call('HINCRBY', meta, 'seq', 1)
 if groups ~= '0' then
   redis.call('HINCRBY', meta, 'groups:' .. window, groups)
