@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -38,6 +39,10 @@ SERVER_OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 ]
+
+GC_THRESHOLDS = (20_000, 20, 50)
+"""A call makes thousands of short-lived objects and hardly a cycle: Python's default of 700 would
+have the collector look through them several times per call."""
 
 logger = logging.getLogger("curriculum_server")
 
@@ -178,6 +183,7 @@ def main() -> None:
     try:
         config = read_config(sys.argv[1:], os.environ)
         logs.set_up(config.log_level, as_json=config.log_json)
+        gc.set_threshold(*GC_THRESHOLDS)
         with asyncio.Runner(loop_factory=_fast_loop()) as runner:
             runner.run(serve(config))
     except CurriculumError as error:

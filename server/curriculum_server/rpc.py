@@ -60,7 +60,8 @@ def _handler(method: MethodDescriptor, serve: Serve, tokens: Tokens) -> Any:
     async def handle(content: bytes, context: Any) -> Message | bytes:
         started, run_id, error = time.perf_counter(), "", None
         try:
-            tokens.authorise(service, method.name, context.invocation_metadata())
+            if tokens.roles:
+                tokens.authorise(service, method.name, context.invocation_metadata())
             request = _decode(request_class, content)
             run_id = _loggable(getattr(request, "run_id", ""))
             async with asyncio.timeout(REQUEST_LIMIT_S):
