@@ -1,0 +1,1 @@
+"""Adapters to trainers, each importable only where its trainer is installed."""
