@@ -247,10 +247,11 @@ def test_more_attempts_than_were_allotted_are_refused(open_run, refused_untouche
         ({0: [1.0, 1.0]}, "slots=0: must be given at most 4 attempts; 3 are reported and 2 came"),
         ({0: [1.0], 1: [1.0]}, "slots=1: must be given at most 4 attempts; 4 are reported"),
     ):
-        request = run.report_request(batch, rewards)
-        answer = refused_untouched(run, run.stubs.trainer.ReportOutcomes, request)
-        assert (answer.status, answer.error) == ("FAILED_PRECONDITION", "StateError")
-        assert said in answer.details
+        for step in (0, 900):
+            request = run.report_request(batch, rewards, policy_step=step)
+            answer = refused_untouched(run, run.stubs.trainer.ReportOutcomes, request)
+            assert (answer.status, answer.error) == ("FAILED_PRECONDITION", "StateError")
+            assert said in answer.details
     assert run.report(batch, {0: [1.0]}).completed_group_count == 1
 
 

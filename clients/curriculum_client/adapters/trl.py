@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import operator
 import time
 import uuid
 from collections import defaultdict
@@ -69,7 +70,7 @@ class CurriculumFeed:
         self,
         client: TrainerClient,
         *,
-        to_prompt: Callable[[ServedPrompt], Any] = lambda served: served.text,
+        to_prompt: Callable[[ServedPrompt], Any] = operator.attrgetter("text"),
     ) -> None:
         self.service_time_s: list[float] = []
         """Seconds that each finished step waited for the service."""
