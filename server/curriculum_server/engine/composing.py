@@ -76,10 +76,13 @@ class Composer:
         self._previous: BatchRequest | None = None
         self._last: BatchRequest | None = None
         self._ahead: Proposal | None = None
+        self._asked = False
+        """Whether the last batch is still without a report, which is going to change the ledger."""
 
     async def propose(self, run: Run, request: BatchRequest) -> Proposal:
         """The request's batch on what the mirror holds now."""
         ahead, self._ahead = self._ahead, None
+        self._asked = True
         if request != self._last:
             self._previous, self._last = self._last, request
         # What fell short may not any more, since leases run out without an event.
@@ -87,9 +90,13 @@ class Composer:
             return ahead
         return await _compose(run, request)
 
+    def note_report(self) -> None:
+        """Say that a report came: a trainer is likely to ask for its next batch."""
+        self._asked = False
+
     async def look_ahead(self, run: Run) -> None:
         """Compose what is likely to be asked for next."""
-        if self._last is None:
+        if self._last is None or self._asked:
             return
         expected = self._last.next_in_row(self._previous)
         if expected is None or (self._ahead and self._ahead.fits(expected, run)):

@@ -111,6 +111,7 @@ class Engine:
     def warm(self, run_id: str) -> None:
         """Fold in what was just reported before somebody waits for it."""
         served = self.served(run_id)
+        served.composer.note_report()
         if served.warming is None or served.warming.done():
             served.warming = asyncio.create_task(self._warm(served))
 

@@ -217,34 +217,40 @@ def count_deltas(attempts: Attempts, record: BatchRecord, config: RunConfig) -> 
             f"outcomes.slots[{row}]={slots_K[row]}: must be in [0, {slot_count - 1}] "
             f"in batch {record.batch_id!r}"
         )
-    low, high = np.float32(config.reward_min), np.float32(config.reward_max)
-    _check_range("outcomes.rewards", attempts.rewards_K, low, high)
+    _check_range("outcomes.rewards", attempts.rewards_K, config.reward_min, config.reward_max)
     passed_K = attempts.rewards_K >= np.float32(config.pass_threshold)
-    position_K = (attempts.rewards_K.astype(np.float64) - low) / (float(high) - float(low))
-    amounts_K = {
-        columns.ATTEMPTS: np.ones(len(slots_K)),
-        columns.PASSES: passed_K.astype(np.float64),
-        columns.REWARD_EXCESS: _fixed_point(position_K - passed_K),
-        columns.REWARD_SQ_EXCESS: _fixed_point(position_K**2 - passed_K),
+    counts = {
+        columns.ATTEMPTS: np.bincount(slots_K, minlength=slot_count),
+        columns.PASSES: np.bincount(slots_K[passed_K], minlength=slot_count),
     }
+    for name, amount_K in _amounts(attempts, passed_K, config).items():
+        if amount_K.any():
+            counts[name] = np.bincount(slots_K, amount_K, slot_count).astype(np.int64)
+    used_B = np.flatnonzero(counts[columns.ATTEMPTS])
+    return Deltas(
+        slot_B=used_B,
+        index_B=record.slots["index"][used_B].astype(np.int64),
+        attempts_B=counts[columns.ATTEMPTS][used_B],
+        passes_B=counts[columns.PASSES][used_B],
+        columns={name: amounts_B[used_B] for name, amounts_B in counts.items()},
+    )
+
+
+def _amounts(
+    attempts: Attempts, passed_K: NDArray[np.bool_], config: RunConfig
+) -> dict[str, NDArray[np.float64]]:
+    """What each attempt adds to the columns beside attempts and passes; whole numbers."""
+    low, high = config.reward_min, config.reward_max
+    position_K = (attempts.rewards_K.astype(np.float64) - low) / (high - low)
+    amounts_K = {}
+    if not np.array_equal(position_K, passed_K):
+        amounts_K[columns.REWARD_EXCESS] = _fixed_point(position_K - passed_K)
+        amounts_K[columns.REWARD_SQ_EXCESS] = _fixed_point(position_K**2 - passed_K)
     if attempts.tokens_K is not None:
         amounts_K[columns.TOKENS] = attempts.tokens_K.astype(np.float64)
     for name, values_K in attempts.channels.items():
         amounts_K[columns.channel(name)] = _channel_position(name, values_K, config)
-    always = (columns.ATTEMPTS, columns.PASSES)
-    sums = {
-        name: np.bincount(slots_K, amount_K, slot_count).astype(np.int64)
-        for name, amount_K in amounts_K.items()
-        if name in always or amount_K.any()
-    }
-    used_B = np.flatnonzero(sums[columns.ATTEMPTS])
-    return Deltas(
-        slot_B=used_B,
-        index_B=record.slots["index"][used_B].astype(np.int64),
-        attempts_B=sums[columns.ATTEMPTS][used_B],
-        passes_B=sums[columns.PASSES][used_B],
-        columns={name: amounts_B[used_B] for name, amounts_B in sums.items()},
-    )
+    return amounts_K
 
 
 async def release_batch(run: Run, cache: BatchCache, timeline: int, batch_id: str) -> int:
@@ -320,16 +326,14 @@ def _channel_position(
         allowed = ", ".join(declared) or "none: the run declares no channels"
         raise InvalidRequestError(f"outcomes.channels[{name}]: must be one of {allowed}")
     low, high = declared[name].min_value, declared[name].max_value
-    _check_range(f"outcomes.channels[{name}].values", values_K, np.float32(low), np.float32(high))
+    _check_range(f"outcomes.channels[{name}].values", values_K, low, high)
     return _fixed_point((values_K.astype(np.float64) - low) / (high - low))
 
 
-def _check_range(
-    name: str, values_K: NDArray[np.float32], low: np.float32, high: np.float32
-) -> None:
-    bad_K = ~((values_K >= low) & (values_K <= high))  # catches NaN as well
-    if bad_K.any():
-        row = int(np.argmax(bad_K))
+def _check_range(name: str, values_K: NDArray[np.float32], low: float, high: float) -> None:
+    inside_K = (values_K >= np.float32(low)) & (values_K <= np.float32(high))  # false for NaN
+    if not inside_K.all():
+        row = int(np.argmin(inside_K))
         raise InvalidRequestError(
             f"{name}[{row}]={values_K[row]:g}: must be in [{low:g}, {high:g}]"
         )

@@ -118,16 +118,18 @@ class ReportReply:
 
 
 def encode_deltas(deltas: Deltas) -> tuple[str, bytes]:
-    """The event's form: the columns' names, and packed i64 rows: indices, then each column."""
+    """The event's form: the columns' names behind the width of a cell, and packed rows: indices,
+    then each column."""
     used = {name: amounts_B for name, amounts_B in deltas.columns.items() if amounts_B.any()}
     table = np.stack([deltas.index_B, *used.values()])
-    return " ".join(used), table.astype(">i8").tobytes()
+    width = 4 if table.max() < 1 << 31 else 8
+    return " ".join([str(width), *used]), table.astype(f">i{width}").tobytes()
 
 
 def decode_deltas(names: bytes, blob: bytes) -> tuple[NDArray[np.int64], dict[str, Amounts]]:
     """Back from `encode_deltas`: indices, and by column what was added to them."""
-    columns = names.decode().split()
-    table = np.frombuffer(blob, ">i8").reshape(len(columns) + 1, -1).astype(np.int64)
+    width, *columns = names.decode().split()
+    table = np.frombuffer(blob, f">i{width}").reshape(len(columns) + 1, -1).astype(np.int64)
     return table[0], dict(zip(columns, table[1:], strict=True))
 
 
@@ -150,20 +152,21 @@ async def report(
     receipt = Receipt(
         int(deltas.attempts_B.sum()), int(deltas.passes_B.sum()), groups, advance.mixed_group_count
     )
-    columns, blob = encode_deltas(deltas)
+    header, blob = encode_deltas(deltas)
+    columns = header.split()[1:]
     names = [
         keys.meta,
         keys.batch(record.timeline, record.batch_id),
         keys.report(record.timeline, request_id),
         keys.events,
-        *(keys.column(window, name) for name in columns.split()),
+        *(keys.column(window, name) for name in columns),
     ]
     args: list[Argument] = [layout, digest, window, policy_step, ttl_s]
     args += [encode_progress(batch.progress_B), encode_progress(advance.after_B)]
     args += [advance.completed_index_K.astype(INDEX_DTYPE).tobytes(), EVENT_STREAM_LENGTH]
     args += [receipt.attempt_count, receipt.pass_count, groups, receipt.mixed_group_count]
-    args += [columns, blob, "#" + " #".join(map(str, deltas.index_B.tolist()))]
-    for name in columns.split():
+    args += [header, blob, "#" + " #".join(map(str, deltas.index_B.tolist()))]
+    for name in columns:
         args += ["i32" if name in SIGNED else "u32", _text(deltas.columns[name])]
     with store_errors():
         reply = await redis.register_script(_REPORT)(keys=names, args=args)
