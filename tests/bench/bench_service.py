@@ -186,19 +186,28 @@ def main() -> None:
         return
     results = []
     for _ in range(options.runs):
-        with (
-            tempfile.TemporaryDirectory() as data_dir,
-            process(
-                *("-m", "curriculum_server.app", "--listen", "127.0.0.1:0"),
-                *("--metrics", "off", "--data-dir", data_dir),
-            ) as address,
-            process(__file__, "--echo") as echo_address,
-        ):
-            result = measure(address, echo_address, options)
+        result = run_once(options)
+        unpaused = run_once(argparse.Namespace(**vars(options) | {"pause_ms": 0}))
+        result |= {
+            f"{name}_unpaused": unpaused[name] for name in ("next_batch_ratio", "report_ratio")
+        }
         print("  ".join(f"{name}={value:.2f}" for name, value in result.items()), flush=True)
         results.append(result)
     middle = {name: statistics.median(r[name] for r in results) for name in results[0]}
     print(json.dumps({name: round(value, 3) for name, value in middle.items()}))
+
+
+def run_once(options: argparse.Namespace) -> dict[str, float]:
+    """Measure on a new server with a new store."""
+    with (
+        tempfile.TemporaryDirectory() as data_dir,
+        process(
+            *("-m", "curriculum_server.app", "--listen", "127.0.0.1:0"),
+            *("--metrics", "off", "--data-dir", data_dir),
+        ) as address,
+        process(__file__, "--echo") as echo_address,
+    ):
+        return measure(address, echo_address, options)
 
 
 if __name__ == "__main__":

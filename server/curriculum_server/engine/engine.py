@@ -19,9 +19,6 @@ from curriculum_server.store.document import Document
 FOLLOW_INTERVAL_S = 1.0
 """How often a run that nobody asks about is brought up to date."""
 
-WARM_DELAY_S = 0.003
-"""Lets the answer to the report leave before the event loop is busy with what comes next."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -113,11 +110,7 @@ class Engine:
         served = self.served(run_id)
         served.composer.note_report()
         if served.warming is None or served.warming.done():
-            served.warming = asyncio.create_task(self._warm(served))
-
-    async def _warm(self, served: Served) -> None:
-        await asyncio.sleep(WARM_DELAY_S)
-        await self._sync_quietly(served)
+            served.warming = asyncio.create_task(self._sync_quietly(served))
 
     async def _follow(self) -> None:
         while not self._stopping:
