@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 
@@ -33,20 +36,41 @@ SEED = 0
 GROUP_SIZE = 8
 
 
+@dataclass(frozen=True)
+class Size:
+    """How much the demo does. Tasks are counted for each level."""
+
+    warm_tasks: int
+    warm_steps: int
+    pool_tasks: int
+    held_out_tasks: int
+    prompts_per_step: int
+
+
+FULL = Size(
+    warm_tasks=4000, warm_steps=3000, pool_tasks=120, held_out_tasks=19, prompts_per_step=32
+)
+QUICK = Size(warm_tasks=200, warm_steps=100, pool_tasks=20, held_out_tasks=2, prompts_per_step=8)
+
+
 def main() -> None:
     started_s = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped as well
     options = _parse()
     quiet.hush()
     torch.set_num_threads(1)
     console = Console()
+    size = QUICK if options.quick else FULL
     tasks = make_tasks(
-        pool_count_per_level=20 if options.quick else 120,
-        held_out_count_per_level=2 if options.quick else 19,
+        warm_count_per_level=size.warm_tasks,
+        pool_count_per_level=size.pool_tasks,
+        held_out_count_per_level=size.held_out_tasks,
     )
     with tempfile.TemporaryDirectory() as model_dir, running_server() as address:
         console.print(
-            f"{len(tasks.pool)} Reasoning Gym tasks to train on, {len(tasks.held_out)} held out; "
-            f"curriculum-server at {address}"
+            f"{len(tasks.pool):,} Reasoning Gym tasks to train on, {len(tasks.held_out)} held out; "
+            f"curriculum-server at {address}",
+            soft_wrap=True,
         )
         for arm in ARMS:
             create_run(address, arm, tasks.pool, strategy=arm, group_size=GROUP_SIZE, seed=SEED)
@@ -54,14 +78,14 @@ def main() -> None:
             address=address,
             model_dir=Path(model_dir),
             held_out=tasks.held_out,
-            held_out_attempts=4,
+            held_out_attempts=8,
             steps=options.steps,
-            prompts_per_step=16,
+            prompts_per_step=size.prompts_per_step,
             group_size=GROUP_SIZE,
             seed=SEED,
         )
         with Show(console) as show:
-            _save_warm_model(plan.model_dir, tasks, 100 if options.quick else 3000, show)
+            _save_warm_model(plan.model_dir, tasks, size.warm_steps, show)
         with Show(console) as show:
             histories = train_arms(
                 plan, ARMS, lambda arm, h: show.update(arm, len(h.mixed), plan.steps, _note(h))
@@ -69,14 +93,14 @@ def main() -> None:
     figure = options.out / "demo.png"
     draw(figure, plan, histories)
     console.print(_table(plan, histories))
-    console.print(f"figure: {figure}")
+    console.print(f"figure: {figure}", soft_wrap=True)
     summary = _summary(plan, histories) | {"seconds": round(time.monotonic() - started_s, 1)}
     print(json.dumps(summary), flush=True)
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=250, help="steps of each arm, at least 5")
+    parser.add_argument("--steps", type=int, default=200, help="steps of each arm, at least 5")
     parser.add_argument("--quick", action="store_true", help="few tasks and hardly a warm start")
     parser.add_argument("--out", type=Path, default=Path("out"), help="where the figure goes")
     options = parser.parse_args()
@@ -128,15 +152,14 @@ def _table(plan: Plan, histories: Mapping[str, History]) -> Table:
 
 
 def _summary(plan: Plan, histories: Mapping[str, History]) -> dict[str, float]:
-    summary: dict[str, float] = {}
+    [before] = {history.held_out[0][1] for history in histories.values()}  # one warm start
+    [rollouts] = {history.rollouts for history in histories.values()}  # one budget
+    summary: dict[str, float] = {"heldout_before": round(before, 4), "rollouts": rollouts}
     for arm, history in histories.items():
         summary[f"mixed_fraction_{arm}"] = round(_mixed_fraction(plan, history), 4)
         summary[f"heldout_{arm}"] = round(history.held_out[-1][1], 4)
         summary[f"distinct_prompts_{arm}"] = history.distinct_prompts
-        summary[f"rollouts_{arm}"] = history.rollouts
         summary[f"service_ms_p50_{arm}"] = round(median(history.service_time_s) * 1e3, 2)
-        summary["heldout_before"] = round(history.held_out[0][1], 4)
-        summary["rollouts"] = summary.get("rollouts", 0) + history.rollouts
     return summary
 
 

@@ -48,6 +48,7 @@ class Show:
         traceback: TracebackType | None,
     ) -> None:
         self._bars.stop()
+        self._print_line()
 
     def update(self, name: str, done: int, total: int, note: str = "") -> None:
         """Say how far a task is."""
@@ -55,6 +56,10 @@ class Show:
             self._ids[name] = self._bars.add_task(name, total=total, note=note)
         self._bars.update(self._ids[name], completed=done, note=note)
         self._lines[name] = f"{name} {done}/{total} {note}".rstrip()
-        if not self._console.is_terminal and time.monotonic() >= self._due_s:
+        if time.monotonic() >= self._due_s:
             self._due_s = time.monotonic() + LINE_EVERY_S
+            self._print_line()
+
+    def _print_line(self) -> None:
+        if not self._console.is_terminal:
             print("   ".join(self._lines.values()), flush=True)

@@ -16,7 +16,8 @@ PASS_SCORE = 0.99
 WARM_SEED, POOL_SEED, HELD_OUT_SEED = 1_000_000, 2_000_000, 3_000_000
 """Far apart: instance i of a seed is instance i - 1 of the next seed."""
 
-WARM_COUNT_PER_LEVEL = 4000
+MOST_PER_LEVEL = 4000
+"""Instances to look through for so many different ones."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,6 @@ class Level:
     @property
     def name(self) -> str:
         return f"{self.family}-{self.difficulty}"
-
-    @property
-    def warm_count(self) -> int:
-        return round(WARM_COUNT_PER_LEVEL * self.warm_share)
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class TaskSets:
     warm: list[Task]
     pool: list[Task]
     held_out: list[Task]
-    """No question of the pool. The smallest sums and products are too few to be new."""
+    """None is in the pool. The smallest sums and products are too few to be new to the model."""
 
 
 def _ladder(
@@ -72,14 +69,14 @@ def _ladder(
 
 
 LEVELS = (
-    *_ladder("chain_sum", {2: 1, 3: 0.7, 4: 0.3, 5: 0}, "terms", min_digits=1, max_digits=1),
+    *_ladder("chain_sum", {2: 1, 3: 0.7, 4: 0.3, 5: 0, 6: 0}, "terms", min_digits=1, max_digits=1),
     *_ladder("products", {1: 0.5, 2: 0}, "digits"),
-    *_ladder("spell_backward", {3: 1, 4: 1, 5: 0.8, 6: 0.4, 7: 0.2, 8: 0}, "word_len"),
-    *_ladder("palindrome_generation", {3: 0.5, 4: 0.5, 5: 0.5, 6: 0.3, 7: 0}, "length"),
+    *_ladder("spell_backward", {3: 1, 4: 1, 5: 0.8, 6: 0.4, 7: 0.2, 8: 0, 9: 0}, "word_len"),
+    *_ladder("palindrome_generation", {3: 0.5, 4: 0.5, 5: 0.5, 6: 0.3, 7: 0, 8: 0}, "length"),
     *_ladder("spiral_matrix", {2: 0.2, 3: 0.2}, "n"),
     *_ladder(
         "number_sorting",
-        {2: 0.5, 3: 0.3, 4: 0},
+        {2: 0.5, 3: 0.3, 4: 0, 5: 0},
         "numbers",
         min_decimals=0,
         max_decimals=0,
@@ -89,26 +86,18 @@ LEVELS = (
 )
 
 
-def make_tasks(*, pool_count_per_level: int, held_out_count_per_level: int) -> TaskSets:
-    """The same tasks whenever it is called."""
-    warm = [
-        task
-        for level in LEVELS
-        for task in islice(
-            _instances(level, WARM_SEED), int(WARM_COUNT_PER_LEVEL * level.warm_share)
-        )
-    ]
-    pool = [
-        task
-        for level in LEVELS
-        for task in _distinct(_instances(level, POOL_SEED), pool_count_per_level)
-    ]
-    asked = {task.question for task in pool}
-    held_out = [
-        task
-        for level in LEVELS
-        for task in _distinct(_instances(level, HELD_OUT_SEED), held_out_count_per_level, asked)
-    ]
+def make_tasks(
+    *, warm_count_per_level: int, pool_count_per_level: int, held_out_count_per_level: int
+) -> TaskSets:
+    """The same tasks whenever it is called with the same numbers; fewer where there are no more."""
+    warm, pool, held_out = list[Task](), list[Task](), list[Task]()
+    for level in LEVELS:
+        warm += islice(_instances(level, WARM_SEED), round(warm_count_per_level * level.warm_share))
+        held_out += islice(_distinct(_instances(level, HELD_OUT_SEED)), held_out_count_per_level)
+    kept_back = {task.question for task in held_out}
+    for level in LEVELS:
+        others = _distinct(_instances(level, POOL_SEED), kept_back)
+        pool += islice(others, pool_count_per_level)
     return TaskSets(warm, pool, held_out)
 
 
@@ -130,19 +119,16 @@ def _scorer(family: str) -> Callable[[str, Mapping[str, Any]], float]:
 
 def _instances(level: Level, seed: int) -> Iterator[Task]:
     data = reasoning_gym.create_dataset(
-        level.family, size=WARM_COUNT_PER_LEVEL, seed=seed, **level.settings
+        level.family, size=MOST_PER_LEVEL, seed=seed, **level.settings
     )
     for entry in data:
         yield Task(level, entry["question"], entry["answer"], entry["metadata"])
 
 
-def _distinct(tasks: Iterable[Task], count: int, known: Iterable[str] = ()) -> Iterator[Task]:
-    """The first `count` tasks whose questions are new; fewer when there are no more."""
+def _distinct(tasks: Iterable[Task], known: Iterable[str] = ()) -> Iterator[Task]:
+    """Those whose questions are new."""
     seen = set(known)
     for task in tasks:
-        if count == 0:
-            return
         if task.question not in seen:
             seen.add(task.question)
-            count -= 1
             yield task

@@ -115,6 +115,7 @@ def _config(plan: Plan, output_dir: str) -> GRPOConfig:
         top_k=0,
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="linear",
+        warmup_steps=10,
         adam_beta2=0.99,
         loss_type="dr_grpo",
         beta=0.0,

@@ -1,0 +1,209 @@
+"""CurriculumFeed over a real service, driven as GRPOTrainer drives it."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from curriculum_api.errors import InvalidRequestError, StateError
+from curriculum_api.v1 import operator_service_pb2 as op
+from curriculum_api.v1.stats_pb2 import RunStats
+from curriculum_client import TrainerClient
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of torch, datasets and transformers
+
+PROMPTS_PER_STEP = 4
+
+
+class Driver:
+    """One training: its feed, and what the trainer does with it."""
+
+    def __init__(self, client: TrainerClient, num_generations: int = 2, **feed: Any) -> None:
+        from curriculum_client.adapters.trl import CurriculumFeed
+
+        self.feed = CurriculumFeed(client, **feed)
+        self.callback = self.feed.callback()
+        self.num_generations = num_generations
+        self.state = SimpleNamespace(global_step=0, is_world_process_zero=True)
+        self.reward = self.feed.reward(lambda completions, **_: [float(c) for c in completions])
+
+    def begin(self, **changes: Any) -> Iterator[dict[str, Any]]:
+        """Starts training, and gives the rows of its dataset."""
+        arguments = {
+            "shuffle_dataset": False,
+            "ignore_data_skip": False,
+            "num_generations": self.num_generations,
+            "generation_batch_size": PROMPTS_PER_STEP * self.num_generations,
+        }
+        args: Any = SimpleNamespace(**(arguments | changes))
+        self.callback.on_train_begin(args, self.state, None)  # type: ignore[arg-type]
+        return iter(self.feed.dataset())
+
+    def score(self, rows: list[dict[str, Any]], rewards: list[Any]) -> list[Any]:
+        """Scores each row's generations, of which completion k gets rewards[k]."""
+        repeated = [row for row in rows for _ in range(self.num_generations)]
+        columns = {name: [row[name] for row in repeated] for name in rows[0]}
+        return self.reward(
+            completions=rewards,
+            completion_ids=[[1, 2, 3]] * len(repeated),
+            trainer_state=self.state,
+            **columns,
+        )
+
+    def end_step(self) -> None:
+        self.state.global_step += 1
+        self.callback.on_step_end(None, self.state, None)  # type: ignore[arg-type]
+
+    def end(self) -> None:
+        self.callback.on_train_end(None, self.state, None)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def stats(stubs: Any) -> Callable[[str], RunStats]:
+    return lambda run_id: stubs.operator.GetStats(op.GetStatsRequest(run_id=run_id)).stats
+
+
+@pytest.fixture
+def connect(server: Any) -> Iterator[Callable[..., TrainerClient]]:
+    clients: list[TrainerClient] = []
+
+    def connect(run_id: str) -> TrainerClient:
+        clients.append(TrainerClient(server.address, run_id=run_id))
+        return clients[-1]
+
+    yield connect
+    for client in clients:
+        client.close()
+
+
+def take(rows: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    return [next(rows) for _ in range(count)]
+
+
+def test_rows_carry_the_prompt_and_the_rewards_come_back(new_run, connect, stats) -> None:
+    run_id = new_run(64, selection={"group_size": 2, "reach_attempt_factor": 1})
+    driver = Driver(connect(run_id))
+    rows = driver.begin()
+    batch = take(rows, PROMPTS_PER_STEP)
+    assert all(row["prompt"].startswith("What is ") for row in batch)
+    assert all(row["payload"]["answer"] == 2 * int(row["prompt_id"][1:]) for row in batch)
+    assert driver.score(batch, [1, 0, 1, 0, 1, 1, 0, 0]) == [1, 0, 1, 0, 1, 1, 0, 0]
+    driver.end_step()
+    seen = stats(run_id)
+    assert (seen.attempt_count, seen.pass_count) == (8, 4)
+    assert (seen.group_count, seen.mixed_group_count) == (4, 2)
+    assert seen.leased_prompt_count == 0
+    assert len(driver.feed.service_time_s) == 1
+    assert driver.feed.service_time_s[0] > 0
+
+
+def test_what_was_fetched_ahead_is_given_back_at_the_end(new_run, connect, stats) -> None:
+    run_id = new_run(64, selection={"group_size": 2, "reach_attempt_factor": 1})
+    driver = Driver(connect(run_id))
+    take(driver.begin(), PROMPTS_PER_STEP + 1)
+    assert stats(run_id).leased_prompt_count == 2 * PROMPTS_PER_STEP
+    driver.end()
+    assert stats(run_id).leased_prompt_count == 0
+
+
+def test_rows_of_two_batches_may_be_scored_together(new_run, connect, stats) -> None:
+    run_id = new_run(64, selection={"group_size": 2, "reach_attempt_factor": 1})
+    driver = Driver(connect(run_id))
+    driver.score(take(driver.begin(), 2 * PROMPTS_PER_STEP), [1, 0] * 2 * PROMPTS_PER_STEP)
+    assert stats(run_id).mixed_group_count == 2 * PROMPTS_PER_STEP
+
+
+def test_evaluation_rows_are_scored_and_not_reported(new_run, connect, stats) -> None:
+    run_id = new_run(64, selection={"group_size": 2, "reach_attempt_factor": 1})
+    driver = Driver(connect(run_id))
+    driver.begin()
+    assert driver.score([{"prompt": "1 + 1"}], [1, 0]) == [1, 0]
+    assert stats(run_id).attempt_count == 0
+
+
+def test_a_completion_without_a_reward_is_not_reported(new_run, connect, stats) -> None:
+    run_id = new_run(64, selection={"group_size": 2, "reach_attempt_factor": 1})
+    driver = Driver(connect(run_id))
+    batch = take(driver.begin(), PROMPTS_PER_STEP)
+    scored = driver.feed.reward(lambda completions, **_: completions)
+    driver.reward = scored
+    driver.score(batch, [None, 1, *[0] * 6])
+    assert stats(run_id).attempt_count == 7
+    assert stats(run_id).leased_prompt_count == 0
+
+
+def test_attempts_beyond_num_generations_are_given_back(new_run, connect, stats) -> None:
+    run_id = new_run(64, selection={"group_size": 4, "reach_attempt_factor": 1})
+    driver = Driver(connect(run_id))
+    driver.score(take(driver.begin(), PROMPTS_PER_STEP), [1, 0] * PROMPTS_PER_STEP)
+    assert stats(run_id).attempt_count == 2 * PROMPTS_PER_STEP
+    assert stats(run_id).leased_prompt_count == 0
+
+
+def test_fewer_attempts_than_num_generations_are_refused(new_run, connect, stats) -> None:
+    run_id = new_run(64, selection={"group_size": 2, "reach_attempt_factor": 1})
+    driver = Driver(connect(run_id), num_generations=4)
+    with pytest.raises(InvalidRequestError, match=r"num_generations=4: .* is to get 2 attempts"):
+        next(driver.begin())
+    assert stats(run_id).leased_prompt_count == 0
+
+
+def test_a_feed_whose_callback_was_forgotten_says_so(new_run, connect) -> None:
+    driver = Driver(connect(new_run(64)))
+    with pytest.raises(StateError, match=r"callbacks"):
+        next(iter(driver.feed.dataset()))
+
+
+def test_shuffling_and_replaying_the_stream_are_refused(new_run, connect) -> None:
+    driver = Driver(connect(new_run(64)))
+    with pytest.raises(InvalidRequestError, match="shuffle_dataset=True"):
+        driver.begin(shuffle_dataset=True)
+    driver.state.global_step = 10
+    with pytest.raises(InvalidRequestError, match="ignore_data_skip=False"):
+        driver.begin()
+
+
+def test_an_empty_pool_ends_training_with_the_reason(new_run, connect, monkeypatch) -> None:
+    monkeypatch.setattr("curriculum_client.adapters.trl.EMPTY_POOL_WAIT_S", 0.0)
+    driver = Driver(connect(new_run(0)))
+    with pytest.raises(StateError, match="nothing to serve"):
+        next(driver.begin())
+
+
+def test_a_resumed_training_rolls_the_curriculum_back(new_run, connect, stats) -> None:
+    run_id = new_run(64, selection={"group_size": 2, "reach_attempt_factor": 1})
+    first = Driver(connect(run_id))
+    rows = first.begin()
+    for step in range(3):
+        first.score(take(rows, PROMPTS_PER_STEP), [1, 0] * PROMPTS_PER_STEP)
+        first.end_step()
+        if step == 1:
+            first.callback.on_save(None, first.state, None)  # type: ignore[arg-type]
+    assert stats(run_id).group_count == 3 * PROMPTS_PER_STEP
+    second = Driver(connect(run_id))
+    second.state.global_step = 2
+    rows = second.begin(ignore_data_skip=True)
+    assert stats(run_id).group_count == 2 * PROMPTS_PER_STEP
+    assert stats(run_id).timeline == first.feed._client.timeline + 1
+    second.score(take(rows, PROMPTS_PER_STEP), [1, 0] * PROMPTS_PER_STEP)
+    assert stats(run_id).group_count == 3 * PROMPTS_PER_STEP
+
+
+def test_prompts_may_be_made_into_messages(new_run, connect) -> None:
+    run_id = new_run(64, selection={"group_size": 2, "reach_attempt_factor": 1})
+    driver = Driver(connect(run_id), to_prompt=as_messages)
+    row = next(driver.begin())
+    assert row["prompt"][0]["content"].startswith("What is ")
+
+
+def test_a_feed_pickles(new_run, connect) -> None:
+    feed = Driver(connect(new_run(64))).feed
+    assert pickle.loads(pickle.dumps(feed)).service_time_s == []
+
+
+def as_messages(served: Any) -> list[dict[str, str]]:
+    return [{"role": "user", "content": served.text}]
