@@ -45,20 +45,21 @@ def draw(path: Path, plan: Plan, histories: Mapping[str, History]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with plt.rc_context(STYLE):
         figure, ((mixed, held_out), beliefs) = plt.subplots(2, 2, figsize=(10, 7), dpi=160)
-        figure.suptitle(
+        figure.text(
+            0.012,
+            0.955,
             "The same model, the same rollouts, another choice of prompts",
-            x=0.012,
-            y=0.985,
-            ha="left",
             fontsize=14,
             fontweight="bold",
         )
+        rollouts = f"{plan.steps * plan.rollouts_per_step:,}"
+        figure.text(0.012, 0.925, f"GRPO on Reasoning Gym tasks, {rollouts} rollouts in each arm")
         _draw_mixed(mixed, plan, histories)
         _draw_held_out(held_out, plan, histories)
         for axes, (name, history) in zip(beliefs, histories.items(), strict=True):
             _draw_beliefs(axes, name, history)
         beliefs[1].sharey(beliefs[0])
-        figure.tight_layout(rect=(0, 0, 1, 0.97), h_pad=2.0, w_pad=2.0)
+        figure.tight_layout(rect=(0, 0, 1, 0.92), h_pad=2.0, w_pad=2.0)
         figure.savefig(path)
         plt.close(figure)
 
@@ -71,7 +72,9 @@ def _draw_mixed(axes: Axes, plan: Plan, histories: Mapping[str, History]) -> Non
         smooth = _trailing_mean(history.mixed, width)
         axes.plot(x, smooth, color=COLOURS[name], linewidth=2.4)
         _label_end(axes, x[-1], smooth[-1], name)
-    axes.axvspan(0, plan.settling_steps * plan.rollouts_per_step, color=FAINT, alpha=0.35, lw=0)
+    settled = plan.settling_steps * plan.rollouts_per_step
+    axes.axvspan(0, settled, color=FAINT, alpha=0.35, lw=0)
+    axes.text(settled / 2, 0.03, "first fifth", ha="center", color=INK, alpha=0.6)
     axes.set(title="Groups with a pass and a fail", ylim=(0, 1))
     _finish_curve(axes)
 
@@ -82,7 +85,8 @@ def _draw_held_out(axes: Axes, plan: Plan, histories: Mapping[str, History]) -> 
         x = _rollouts(plan, steps)
         axes.plot(x, rates, color=COLOURS[name], linewidth=2.4, marker="o", markersize=5)
         _label_end(axes, x[-1], rates[-1], name)
-    axes.set(title="Pass rate on held-out tasks")
+    title = f"Pass rate on {len(plan.held_out)} held-out tasks, {plan.held_out_attempts} tries each"
+    axes.set(title=title)
     axes.margins(y=0.15)
     _finish_curve(axes)
 

@@ -48,7 +48,7 @@ class Size:
 
 
 FULL = Size(
-    warm_tasks=4000, warm_steps=3000, pool_tasks=120, held_out_tasks=19, prompts_per_step=32
+    warm_tasks=4000, warm_steps=3000, pool_tasks=100, held_out_tasks=16, prompts_per_step=32
 )
 QUICK = Size(warm_tasks=200, warm_steps=100, pool_tasks=20, held_out_tasks=2, prompts_per_step=8)
 
@@ -100,7 +100,7 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=200, help="steps of each arm, at least 5")
+    parser.add_argument("--steps", type=int, default=220, help="steps of each arm, at least 5")
     parser.add_argument("--quick", action="store_true", help="few tasks and hardly a warm start")
     parser.add_argument("--out", type=Path, default=Path("out"), help="where the figure goes")
     options = parser.parse_args()

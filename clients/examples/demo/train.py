@@ -25,7 +25,7 @@ from trl import GRPOConfig, GRPOTrainer
 from curriculum_client import TrainerClient
 from curriculum_client.adapters.trl import CurriculumFeed
 
-LEARNING_RATE = 5e-4
+LEARNING_RATE = 4e-4
 HELD_OUT_SEED = 7
 """The same for every measurement, so that their differences are the model's."""
 
