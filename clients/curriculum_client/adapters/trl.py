@@ -11,7 +11,7 @@
 
 TRL gives every prompt num_generations attempts, so create the run with that group_size and with
 reach_attempt_factor 1. TRL fetches a batch ahead of time: the pool should hold several batches.
-Tried with TRL 1.16.0; an IterableDataset is taken since 1.9.0.
+Tried with TRL 1.16.0, on one rank and on two; TRL takes an IterableDataset since 1.9.0.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class CurriculumFeed:
         return IterableDataset.from_generator(self._rows)
 
     def reward(self, score: Reward) -> Reward:
-        """The reward function `score`, with its rewards for served prompts reported as well."""
+        """The plain function `score`, with its rewards for served prompts reported as well."""
 
         @functools.wraps(score)
         def scored(**columns: Any) -> list[float | None]:
