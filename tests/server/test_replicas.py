@@ -265,3 +265,37 @@ def test_a_new_server_has_read_what_the_old_one_followed(pair, start_server):
     assert c.seen() == a.seen() == b.seen()
     prompts = [state.prompt_id for state in a.list().prompts if state.attempt_count]
     assert [c.prompt(i) for i in prompts] == [a.prompt(i) for i in prompts]
+
+
+def test_one_rollback_through_two_servers_at_once_is_one_rollback(pair):
+    a, b = pair(20)
+    a.checkpoint("c", 0)
+    with ThreadPoolExecutor(4) as callers:
+        for number in range(10):
+            name = f"rollback-{number}"
+            asked = callers.map(lambda run, name=name: run.rollback("c", name), (a, b, b, a))
+            assert {answer.timeline for answer in asked} == {number + 1}
+
+
+def test_reports_that_meet_a_rollback_count_before_it_or_are_refused(open_run):
+    """Those that wait for a window while the timeline changes are fenced off as well."""
+    for number in range(10):
+        run = open_run(40, window_steps=1, selection={"group_size": 2})
+        run.checkpoint("c", 0)
+        batch = run.next(count=8, step=1)
+        requests = [
+            run.report_request(batch, {slot: [1.0, 0.0]}, policy_step=2) for slot in range(8)
+        ]
+
+        def send(request, run=run):
+            with suppress(grpc.RpcError):
+                run.stubs.trainer.ReportOutcomes(request)
+
+        with ThreadPoolExecutor(9) as callers:
+            rolled = callers.submit(run.rollback, "c", f"r{number}")
+            sent = [callers.submit(send, request) for request in requests]
+            assert rolled.result().timeline == 1
+            for report in sent:
+                report.result()
+        assert run.stats().attempt_count == 0
+        assert run.stats().leased_prompt_count == 0
