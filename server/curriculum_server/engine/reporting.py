@@ -132,10 +132,14 @@ async def _try_report(run: Run, batch: Batch, request: ReportRequest) -> ReportR
             return ReportReply("moved")
         raise _too_many(state, deltas)
     if window is None:
+        created_ms = run.mirror.document.create_ms
         async with run.lock:
             window = await run.window_for(request.policy_step)
-            # A rollback may have come while this waited; the layout below is then the new one.
+            # A rollback, or another run of that name, may have come while this waited; the layout
+            # below is then the new one.
             run.check_timeline(request.timeline)
+            if run.mirror.document.create_ms != created_ms:
+                return ReportReply("stale")
     reply = await report(
         run.redis,
         run.keys,

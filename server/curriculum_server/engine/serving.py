@@ -61,8 +61,6 @@ async def _try_claim(
         # its timeline may be newer than the mirror.
         await run.sync()
         timeline = run.mirror.document.timeline
-        await run.sync()
-        timeline = run.mirror.document.timeline
         known = await load_batch(run.redis, run.keys, timeline, request.request_id)
         if known is not None:
             return _served_before(run, request, known.record)
