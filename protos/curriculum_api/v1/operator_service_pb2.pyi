@@ -482,3 +482,158 @@ class CompareBoundaryResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["points", b"points"]) -> None: ...
 
 global___CompareBoundaryResponse = CompareBoundaryResponse
+
+@typing.final
+class ExportRunRequest(google.protobuf.message.Message):
+    """ExportRunRequest asks for a page of a run."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    run_id: builtins.str
+    """The run."""
+    page_token: builtins.str
+    """From the previous page; empty for the first."""
+    def __init__(
+        self,
+        *,
+        run_id: builtins.str = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_token", b"page_token", "run_id", b"run_id"]) -> None: ...
+
+global___ExportRunRequest = ExportRunRequest
+
+@typing.final
+class ExportRunResponse(google.protobuf.message.Message):
+    """ExportRunResponse is a page of a run."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PARTS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Asks for the next page; empty at the end."""
+    @property
+    def parts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[curriculum_api.v1.run_pb2.RunPart]:
+        """The page's parts."""
+
+    def __init__(
+        self,
+        *,
+        parts: collections.abc.Iterable[curriculum_api.v1.run_pb2.RunPart] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "parts", b"parts"]) -> None: ...
+
+global___ExportRunResponse = ExportRunResponse
+
+@typing.final
+class ImportRunRequest(google.protobuf.message.Message):
+    """ImportRunRequest carries parts of a run."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    PARTS_FIELD_NUMBER: builtins.int
+    COMMIT_FIELD_NUMBER: builtins.int
+    run_id: builtins.str
+    """Names the run to make; it need not be the exported one's name."""
+    request_id: builtins.str
+    """Names the import, so that its calls belong together. 1 to 128 bytes."""
+    commit: builtins.bool
+    """Set on the last call: checks that no part is missing and makes the run."""
+    @property
+    def parts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[curriculum_api.v1.run_pb2.RunPart]:
+        """Parts, as they were exported."""
+
+    def __init__(
+        self,
+        *,
+        run_id: builtins.str = ...,
+        request_id: builtins.str = ...,
+        parts: collections.abc.Iterable[curriculum_api.v1.run_pb2.RunPart] | None = ...,
+        commit: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["commit", b"commit", "parts", b"parts", "request_id", b"request_id", "run_id", b"run_id"]) -> None: ...
+
+global___ImportRunRequest = ImportRunRequest
+
+@typing.final
+class ImportRunResponse(google.protobuf.message.Message):
+    """ImportRunResponse shows what was made."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: builtins.int
+    @property
+    def run(self) -> curriculum_api.v1.run_pb2.Run:
+        """The run, once it is committed."""
+
+    def __init__(
+        self,
+        *,
+        run: curriculum_api.v1.run_pb2.Run | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["run", b"run"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["run", b"run"]) -> None: ...
+
+global___ImportRunResponse = ImportRunResponse
+
+@typing.final
+class CheckStoreRequest(google.protobuf.message.Message):
+    """CheckStoreRequest says what to look at."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    run_id: builtins.str
+    """The run to look at; empty for every run, the store's settings included."""
+    page_token: builtins.str
+    """From the previous page; empty for the first."""
+    def __init__(
+        self,
+        *,
+        run_id: builtins.str = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_token", b"page_token", "run_id", b"run_id"]) -> None: ...
+
+global___CheckStoreRequest = CheckStoreRequest
+
+@typing.final
+class CheckStoreResponse(google.protobuf.message.Message):
+    """CheckStoreResponse says what was found."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FINDINGS_FIELD_NUMBER: builtins.int
+    RUN_IDS_FIELD_NUMBER: builtins.int
+    STORE_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    store: builtins.str
+    """The store's kind and version."""
+    next_page_token: builtins.str
+    """Asks for the next page; empty at the end."""
+    @property
+    def findings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[curriculum_api.v1.run_pb2.StoreFinding]:
+        """What is wrong, the worst first within a page."""
+
+    @property
+    def run_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Runs that this page looked at."""
+
+    def __init__(
+        self,
+        *,
+        findings: collections.abc.Iterable[curriculum_api.v1.run_pb2.StoreFinding] | None = ...,
+        run_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        store: builtins.str = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["findings", b"findings", "next_page_token", b"next_page_token", "run_ids", b"run_ids", "store", b"store"]) -> None: ...
+
+global___CheckStoreResponse = CheckStoreResponse

@@ -85,6 +85,21 @@ class OperatorServiceStub(object):
                 request_serializer=curriculum__api_dot_v1_dot_operator__service__pb2.CompareBoundaryRequest.SerializeToString,
                 response_deserializer=curriculum__api_dot_v1_dot_operator__service__pb2.CompareBoundaryResponse.FromString,
                 _registered_method=True)
+        self.ExportRun = channel.unary_unary(
+                '/curriculum_api.v1.OperatorService/ExportRun',
+                request_serializer=curriculum__api_dot_v1_dot_operator__service__pb2.ExportRunRequest.SerializeToString,
+                response_deserializer=curriculum__api_dot_v1_dot_operator__service__pb2.ExportRunResponse.FromString,
+                _registered_method=True)
+        self.ImportRun = channel.unary_unary(
+                '/curriculum_api.v1.OperatorService/ImportRun',
+                request_serializer=curriculum__api_dot_v1_dot_operator__service__pb2.ImportRunRequest.SerializeToString,
+                response_deserializer=curriculum__api_dot_v1_dot_operator__service__pb2.ImportRunResponse.FromString,
+                _registered_method=True)
+        self.CheckStore = channel.unary_unary(
+                '/curriculum_api.v1.OperatorService/CheckStore',
+                request_serializer=curriculum__api_dot_v1_dot_operator__service__pb2.CheckStoreRequest.SerializeToString,
+                response_deserializer=curriculum__api_dot_v1_dot_operator__service__pb2.CheckStoreResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer(object):
@@ -120,7 +135,7 @@ class OperatorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteRun(self, request, context):
-        """DeleteRun removes a run and everything it holds.
+        """DeleteRun removes a run and everything it holds. Idempotent for a day.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,6 +173,31 @@ class OperatorServiceServicer(object):
     def CompareBoundary(self, request, context):
         """CompareBoundary compares pass@k between two ranges of policy steps, on the prompts that were
         attempted in both. A window that overlaps a range counts as a whole.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportRun(self, request, context):
+        """ExportRun reads all that a run holds but for its leases, page by page. A report that is made
+        meanwhile is in it as a whole for each prompt and window, or not at all; ABORTED when the run's
+        windows or pool changed since the first page: begin anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportRun(self, request, context):
+        """ImportRun makes a run of exported parts, given in any order by any number of calls. The run is
+        there once the last call has committed it. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckStore(self, request, context):
+        """CheckStore looks for what the ledger's invariants forbid and for settings of the store that can
+        lose data, and says how to mend it. It changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -215,6 +255,21 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.CompareBoundary,
                     request_deserializer=curriculum__api_dot_v1_dot_operator__service__pb2.CompareBoundaryRequest.FromString,
                     response_serializer=curriculum__api_dot_v1_dot_operator__service__pb2.CompareBoundaryResponse.SerializeToString,
+            ),
+            'ExportRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportRun,
+                    request_deserializer=curriculum__api_dot_v1_dot_operator__service__pb2.ExportRunRequest.FromString,
+                    response_serializer=curriculum__api_dot_v1_dot_operator__service__pb2.ExportRunResponse.SerializeToString,
+            ),
+            'ImportRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportRun,
+                    request_deserializer=curriculum__api_dot_v1_dot_operator__service__pb2.ImportRunRequest.FromString,
+                    response_serializer=curriculum__api_dot_v1_dot_operator__service__pb2.ImportRunResponse.SerializeToString,
+            ),
+            'CheckStore': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckStore,
+                    request_deserializer=curriculum__api_dot_v1_dot_operator__service__pb2.CheckStoreRequest.FromString,
+                    response_serializer=curriculum__api_dot_v1_dot_operator__service__pb2.CheckStoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -488,6 +543,87 @@ class OperatorService(object):
             '/curriculum_api.v1.OperatorService/CompareBoundary',
             curriculum__api_dot_v1_dot_operator__service__pb2.CompareBoundaryRequest.SerializeToString,
             curriculum__api_dot_v1_dot_operator__service__pb2.CompareBoundaryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/curriculum_api.v1.OperatorService/ExportRun',
+            curriculum__api_dot_v1_dot_operator__service__pb2.ExportRunRequest.SerializeToString,
+            curriculum__api_dot_v1_dot_operator__service__pb2.ExportRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/curriculum_api.v1.OperatorService/ImportRun',
+            curriculum__api_dot_v1_dot_operator__service__pb2.ImportRunRequest.SerializeToString,
+            curriculum__api_dot_v1_dot_operator__service__pb2.ImportRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/curriculum_api.v1.OperatorService/CheckStore',
+            curriculum__api_dot_v1_dot_operator__service__pb2.CheckStoreRequest.SerializeToString,
+            curriculum__api_dot_v1_dot_operator__service__pb2.CheckStoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,7 +49,7 @@ class OperatorServiceStub:
         curriculum_api.v1.operator_service_pb2.DeleteRunRequest,
         curriculum_api.v1.operator_service_pb2.DeleteRunResponse,
     ]
-    """DeleteRun removes a run and everything it holds."""
+    """DeleteRun removes a run and everything it holds. Idempotent for a day."""
 
     AddPrompts: grpc.UnaryUnaryMultiCallable[
         curriculum_api.v1.operator_service_pb2.AddPromptsRequest,
@@ -85,6 +85,31 @@ class OperatorServiceStub:
     attempted in both. A window that overlaps a range counts as a whole.
     """
 
+    ExportRun: grpc.UnaryUnaryMultiCallable[
+        curriculum_api.v1.operator_service_pb2.ExportRunRequest,
+        curriculum_api.v1.operator_service_pb2.ExportRunResponse,
+    ]
+    """ExportRun reads all that a run holds but for its leases, page by page. A report that is made
+    meanwhile is in it as a whole for each prompt and window, or not at all; ABORTED when the run's
+    windows or pool changed since the first page: begin anew.
+    """
+
+    ImportRun: grpc.UnaryUnaryMultiCallable[
+        curriculum_api.v1.operator_service_pb2.ImportRunRequest,
+        curriculum_api.v1.operator_service_pb2.ImportRunResponse,
+    ]
+    """ImportRun makes a run of exported parts, given in any order by any number of calls. The run is
+    there once the last call has committed it. Idempotent.
+    """
+
+    CheckStore: grpc.UnaryUnaryMultiCallable[
+        curriculum_api.v1.operator_service_pb2.CheckStoreRequest,
+        curriculum_api.v1.operator_service_pb2.CheckStoreResponse,
+    ]
+    """CheckStore looks for what the ledger's invariants forbid and for settings of the store that can
+    lose data, and says how to mend it. It changes nothing.
+    """
+
 class OperatorServiceAsyncStub:
     """OperatorService creates runs, fills their pools and shows how difficulty moves."""
 
@@ -116,7 +141,7 @@ class OperatorServiceAsyncStub:
         curriculum_api.v1.operator_service_pb2.DeleteRunRequest,
         curriculum_api.v1.operator_service_pb2.DeleteRunResponse,
     ]
-    """DeleteRun removes a run and everything it holds."""
+    """DeleteRun removes a run and everything it holds. Idempotent for a day."""
 
     AddPrompts: grpc.aio.UnaryUnaryMultiCallable[
         curriculum_api.v1.operator_service_pb2.AddPromptsRequest,
@@ -150,6 +175,31 @@ class OperatorServiceAsyncStub:
     ]
     """CompareBoundary compares pass@k between two ranges of policy steps, on the prompts that were
     attempted in both. A window that overlaps a range counts as a whole.
+    """
+
+    ExportRun: grpc.aio.UnaryUnaryMultiCallable[
+        curriculum_api.v1.operator_service_pb2.ExportRunRequest,
+        curriculum_api.v1.operator_service_pb2.ExportRunResponse,
+    ]
+    """ExportRun reads all that a run holds but for its leases, page by page. A report that is made
+    meanwhile is in it as a whole for each prompt and window, or not at all; ABORTED when the run's
+    windows or pool changed since the first page: begin anew.
+    """
+
+    ImportRun: grpc.aio.UnaryUnaryMultiCallable[
+        curriculum_api.v1.operator_service_pb2.ImportRunRequest,
+        curriculum_api.v1.operator_service_pb2.ImportRunResponse,
+    ]
+    """ImportRun makes a run of exported parts, given in any order by any number of calls. The run is
+    there once the last call has committed it. Idempotent.
+    """
+
+    CheckStore: grpc.aio.UnaryUnaryMultiCallable[
+        curriculum_api.v1.operator_service_pb2.CheckStoreRequest,
+        curriculum_api.v1.operator_service_pb2.CheckStoreResponse,
+    ]
+    """CheckStore looks for what the ledger's invariants forbid and for settings of the store that can
+    lose data, and says how to mend it. It changes nothing.
     """
 
 class OperatorServiceServicer(metaclass=abc.ABCMeta):
@@ -193,7 +243,7 @@ class OperatorServiceServicer(metaclass=abc.ABCMeta):
         request: curriculum_api.v1.operator_service_pb2.DeleteRunRequest,
         context: _ServicerContext,
     ) -> typing.Union[curriculum_api.v1.operator_service_pb2.DeleteRunResponse, collections.abc.Awaitable[curriculum_api.v1.operator_service_pb2.DeleteRunResponse]]:
-        """DeleteRun removes a run and everything it holds."""
+        """DeleteRun removes a run and everything it holds. Idempotent for a day."""
 
     @abc.abstractmethod
     def AddPrompts(
@@ -237,6 +287,37 @@ class OperatorServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[curriculum_api.v1.operator_service_pb2.CompareBoundaryResponse, collections.abc.Awaitable[curriculum_api.v1.operator_service_pb2.CompareBoundaryResponse]]:
         """CompareBoundary compares pass@k between two ranges of policy steps, on the prompts that were
         attempted in both. A window that overlaps a range counts as a whole.
+        """
+
+    @abc.abstractmethod
+    def ExportRun(
+        self,
+        request: curriculum_api.v1.operator_service_pb2.ExportRunRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[curriculum_api.v1.operator_service_pb2.ExportRunResponse, collections.abc.Awaitable[curriculum_api.v1.operator_service_pb2.ExportRunResponse]]:
+        """ExportRun reads all that a run holds but for its leases, page by page. A report that is made
+        meanwhile is in it as a whole for each prompt and window, or not at all; ABORTED when the run's
+        windows or pool changed since the first page: begin anew.
+        """
+
+    @abc.abstractmethod
+    def ImportRun(
+        self,
+        request: curriculum_api.v1.operator_service_pb2.ImportRunRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[curriculum_api.v1.operator_service_pb2.ImportRunResponse, collections.abc.Awaitable[curriculum_api.v1.operator_service_pb2.ImportRunResponse]]:
+        """ImportRun makes a run of exported parts, given in any order by any number of calls. The run is
+        there once the last call has committed it. Idempotent.
+        """
+
+    @abc.abstractmethod
+    def CheckStore(
+        self,
+        request: curriculum_api.v1.operator_service_pb2.CheckStoreRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[curriculum_api.v1.operator_service_pb2.CheckStoreResponse, collections.abc.Awaitable[curriculum_api.v1.operator_service_pb2.CheckStoreResponse]]:
+        """CheckStore looks for what the ledger's invariants forbid and for settings of the store that can
+        lose data, and says how to mend it. It changes nothing.
         """
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -8,11 +8,42 @@ import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
+import sys
 import typing
 
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
+else:
+    import typing_extensions
+
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _Severity:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _SeverityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Severity.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    SEVERITY_UNSPECIFIED: _Severity.ValueType  # 0
+    """Never sent."""
+    SEVERITY_WARNING: _Severity.ValueType  # 1
+    """What was acknowledged could be lost, though nothing is."""
+    SEVERITY_ERROR: _Severity.ValueType  # 2
+    """The store holds something that it must not, or lacks something that it must hold."""
+
+class Severity(_Severity, metaclass=_SeverityEnumTypeWrapper):
+    """Severity says how bad a finding is."""
+
+SEVERITY_UNSPECIFIED: Severity.ValueType  # 0
+"""Never sent."""
+SEVERITY_WARNING: Severity.ValueType  # 1
+"""What was acknowledged could be lost, though nothing is."""
+SEVERITY_ERROR: Severity.ValueType  # 2
+"""The store holds something that it must not, or lacks something that it must hold."""
+global___Severity = Severity
 
 @typing.final
 class SelectionConfig(google.protobuf.message.Message):
@@ -320,3 +351,59 @@ class Checkpoint(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["name", b"name", "policy_step", b"policy_step"]) -> None: ...
 
 global___Checkpoint = Checkpoint
+
+@typing.final
+class RunPart(google.protobuf.message.Message):
+    """RunPart is a piece of an exported run."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    CONTENT_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Names the piece in its run, as a relative path."""
+    content: builtins.bytes
+    """The piece."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        content: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content", b"content", "name", b"name"]) -> None: ...
+
+global___RunPart = RunPart
+
+@typing.final
+class StoreFinding(google.protobuf.message.Message):
+    """StoreFinding is something that is wrong in a store."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SEVERITY_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    RUN_ID_FIELD_NUMBER: builtins.int
+    PROBLEM_FIELD_NUMBER: builtins.int
+    REMEDY_FIELD_NUMBER: builtins.int
+    severity: global___Severity.ValueType
+    """How bad it is."""
+    kind: builtins.str
+    """The kind of finding, in the form of `column_saturated`."""
+    run_id: builtins.str
+    """The run, or empty for the store itself."""
+    problem: builtins.str
+    """What is wrong, with the key and values."""
+    remedy: builtins.str
+    """What to do about it."""
+    def __init__(
+        self,
+        *,
+        severity: global___Severity.ValueType = ...,
+        kind: builtins.str = ...,
+        run_id: builtins.str = ...,
+        problem: builtins.str = ...,
+        remedy: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["kind", b"kind", "problem", b"problem", "remedy", b"remedy", "run_id", b"run_id", "severity", b"severity"]) -> None: ...
+
+global___StoreFinding = StoreFinding

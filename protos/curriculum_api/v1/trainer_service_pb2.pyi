@@ -231,7 +231,9 @@ class CheckpointRequest(google.protobuf.message.Message):
     """The timeline the caller is on; absent to take the run's own."""
     @property
     def checkpoint(self) -> curriculum_api.v1.run_pb2.Checkpoint:
-        """The checkpoint; its step is at least the newest that a batch or report has named."""
+        """The checkpoint; its step is at least the newest checkpoint's. Batches of later steps may have
+        been fetched.
+        """
 
     def __init__(
         self,
@@ -265,6 +267,48 @@ class CheckpointResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["checkpoints", b"checkpoints"]) -> None: ...
 
 global___CheckpointResponse = CheckpointResponse
+
+@typing.final
+class DeleteCheckpointRequest(google.protobuf.message.Message):
+    """DeleteCheckpointRequest names a checkpoint."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: builtins.int
+    CHECKPOINT_NAME_FIELD_NUMBER: builtins.int
+    run_id: builtins.str
+    """The run."""
+    checkpoint_name: builtins.str
+    """The checkpoint's name."""
+    def __init__(
+        self,
+        *,
+        run_id: builtins.str = ...,
+        checkpoint_name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["checkpoint_name", b"checkpoint_name", "run_id", b"run_id"]) -> None: ...
+
+global___DeleteCheckpointRequest = DeleteCheckpointRequest
+
+@typing.final
+class DeleteCheckpointResponse(google.protobuf.message.Message):
+    """DeleteCheckpointResponse lists what is kept."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHECKPOINTS_FIELD_NUMBER: builtins.int
+    @property
+    def checkpoints(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[curriculum_api.v1.run_pb2.Checkpoint]:
+        """Kept checkpoints, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        checkpoints: collections.abc.Iterable[curriculum_api.v1.run_pb2.Checkpoint] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["checkpoints", b"checkpoints"]) -> None: ...
+
+global___DeleteCheckpointResponse = DeleteCheckpointResponse
 
 @typing.final
 class RollbackRequest(google.protobuf.message.Message):

@@ -60,6 +60,11 @@ class TrainerServiceStub(object):
                 request_serializer=curriculum__api_dot_v1_dot_trainer__service__pb2.CheckpointRequest.SerializeToString,
                 response_deserializer=curriculum__api_dot_v1_dot_trainer__service__pb2.CheckpointResponse.FromString,
                 _registered_method=True)
+        self.DeleteCheckpoint = channel.unary_unary(
+                '/curriculum_api.v1.TrainerService/DeleteCheckpoint',
+                request_serializer=curriculum__api_dot_v1_dot_trainer__service__pb2.DeleteCheckpointRequest.SerializeToString,
+                response_deserializer=curriculum__api_dot_v1_dot_trainer__service__pb2.DeleteCheckpointResponse.FromString,
+                _registered_method=True)
         self.Rollback = channel.unary_unary(
                 '/curriculum_api.v1.TrainerService/Rollback',
                 request_serializer=curriculum__api_dot_v1_dot_trainer__service__pb2.RollbackRequest.SerializeToString,
@@ -102,16 +107,26 @@ class TrainerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Checkpoint(self, request, context):
-        """Checkpoint marks the state of the curriculum at a policy step. The newest 256 are kept. Idempotent
-        by name.
+        """Checkpoint marks the state of the curriculum at a policy step: the counts, and the batches that
+        were fetched ahead. The newest 64 are kept. Idempotent by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteCheckpoint(self, request, context):
+        """DeleteCheckpoint lets a checkpoint go, so that what is kept for it alone can be merged. A
+        checkpoint that is not kept is none to let go: repeating the call changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Rollback(self, request, context):
-        """Rollback makes the curriculum what it was at a checkpoint and raises the timeline, so that
-        reports from before are refused. Idempotent by request_id.
+        """Rollback makes the curriculum what it was at a checkpoint, frees every lease and raises the
+        timeline, so that reports from before are refused. The same requests afterwards give the same
+        batches as they did the first time. What operators changed since, prompts and configuration,
+        stays. Idempotent by request_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,6 +159,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.Checkpoint,
                     request_deserializer=curriculum__api_dot_v1_dot_trainer__service__pb2.CheckpointRequest.FromString,
                     response_serializer=curriculum__api_dot_v1_dot_trainer__service__pb2.CheckpointResponse.SerializeToString,
+            ),
+            'DeleteCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteCheckpoint,
+                    request_deserializer=curriculum__api_dot_v1_dot_trainer__service__pb2.DeleteCheckpointRequest.FromString,
+                    response_serializer=curriculum__api_dot_v1_dot_trainer__service__pb2.DeleteCheckpointResponse.SerializeToString,
             ),
             'Rollback': grpc.unary_unary_rpc_method_handler(
                     servicer.Rollback,
@@ -287,6 +307,33 @@ class TrainerService(object):
             '/curriculum_api.v1.TrainerService/Checkpoint',
             curriculum__api_dot_v1_dot_trainer__service__pb2.CheckpointRequest.SerializeToString,
             curriculum__api_dot_v1_dot_trainer__service__pb2.CheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/curriculum_api.v1.TrainerService/DeleteCheckpoint',
+            curriculum__api_dot_v1_dot_trainer__service__pb2.DeleteCheckpointRequest.SerializeToString,
+            curriculum__api_dot_v1_dot_trainer__service__pb2.DeleteCheckpointResponse.FromString,
             options,
             channel_credentials,
             insecure,

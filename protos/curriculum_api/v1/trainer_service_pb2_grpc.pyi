@@ -53,16 +53,26 @@ class TrainerServiceStub:
         curriculum_api.v1.trainer_service_pb2.CheckpointRequest,
         curriculum_api.v1.trainer_service_pb2.CheckpointResponse,
     ]
-    """Checkpoint marks the state of the curriculum at a policy step. The newest 256 are kept. Idempotent
-    by name.
+    """Checkpoint marks the state of the curriculum at a policy step: the counts, and the batches that
+    were fetched ahead. The newest 64 are kept. Idempotent by name.
+    """
+
+    DeleteCheckpoint: grpc.UnaryUnaryMultiCallable[
+        curriculum_api.v1.trainer_service_pb2.DeleteCheckpointRequest,
+        curriculum_api.v1.trainer_service_pb2.DeleteCheckpointResponse,
+    ]
+    """DeleteCheckpoint lets a checkpoint go, so that what is kept for it alone can be merged. A
+    checkpoint that is not kept is none to let go: repeating the call changes nothing.
     """
 
     Rollback: grpc.UnaryUnaryMultiCallable[
         curriculum_api.v1.trainer_service_pb2.RollbackRequest,
         curriculum_api.v1.trainer_service_pb2.RollbackResponse,
     ]
-    """Rollback makes the curriculum what it was at a checkpoint and raises the timeline, so that
-    reports from before are refused. Idempotent by request_id.
+    """Rollback makes the curriculum what it was at a checkpoint, frees every lease and raises the
+    timeline, so that reports from before are refused. The same requests afterwards give the same
+    batches as they did the first time. What operators changed since, prompts and configuration,
+    stays. Idempotent by request_id.
     """
 
 class TrainerServiceAsyncStub:
@@ -100,16 +110,26 @@ class TrainerServiceAsyncStub:
         curriculum_api.v1.trainer_service_pb2.CheckpointRequest,
         curriculum_api.v1.trainer_service_pb2.CheckpointResponse,
     ]
-    """Checkpoint marks the state of the curriculum at a policy step. The newest 256 are kept. Idempotent
-    by name.
+    """Checkpoint marks the state of the curriculum at a policy step: the counts, and the batches that
+    were fetched ahead. The newest 64 are kept. Idempotent by name.
+    """
+
+    DeleteCheckpoint: grpc.aio.UnaryUnaryMultiCallable[
+        curriculum_api.v1.trainer_service_pb2.DeleteCheckpointRequest,
+        curriculum_api.v1.trainer_service_pb2.DeleteCheckpointResponse,
+    ]
+    """DeleteCheckpoint lets a checkpoint go, so that what is kept for it alone can be merged. A
+    checkpoint that is not kept is none to let go: repeating the call changes nothing.
     """
 
     Rollback: grpc.aio.UnaryUnaryMultiCallable[
         curriculum_api.v1.trainer_service_pb2.RollbackRequest,
         curriculum_api.v1.trainer_service_pb2.RollbackResponse,
     ]
-    """Rollback makes the curriculum what it was at a checkpoint and raises the timeline, so that
-    reports from before are refused. Idempotent by request_id.
+    """Rollback makes the curriculum what it was at a checkpoint, frees every lease and raises the
+    timeline, so that reports from before are refused. The same requests afterwards give the same
+    batches as they did the first time. What operators changed since, prompts and configuration,
+    stays. Idempotent by request_id.
     """
 
 class TrainerServiceServicer(metaclass=abc.ABCMeta):
@@ -157,8 +177,18 @@ class TrainerServiceServicer(metaclass=abc.ABCMeta):
         request: curriculum_api.v1.trainer_service_pb2.CheckpointRequest,
         context: _ServicerContext,
     ) -> typing.Union[curriculum_api.v1.trainer_service_pb2.CheckpointResponse, collections.abc.Awaitable[curriculum_api.v1.trainer_service_pb2.CheckpointResponse]]:
-        """Checkpoint marks the state of the curriculum at a policy step. The newest 256 are kept. Idempotent
-        by name.
+        """Checkpoint marks the state of the curriculum at a policy step: the counts, and the batches that
+        were fetched ahead. The newest 64 are kept. Idempotent by name.
+        """
+
+    @abc.abstractmethod
+    def DeleteCheckpoint(
+        self,
+        request: curriculum_api.v1.trainer_service_pb2.DeleteCheckpointRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[curriculum_api.v1.trainer_service_pb2.DeleteCheckpointResponse, collections.abc.Awaitable[curriculum_api.v1.trainer_service_pb2.DeleteCheckpointResponse]]:
+        """DeleteCheckpoint lets a checkpoint go, so that what is kept for it alone can be merged. A
+        checkpoint that is not kept is none to let go: repeating the call changes nothing.
         """
 
     @abc.abstractmethod
@@ -167,8 +197,10 @@ class TrainerServiceServicer(metaclass=abc.ABCMeta):
         request: curriculum_api.v1.trainer_service_pb2.RollbackRequest,
         context: _ServicerContext,
     ) -> typing.Union[curriculum_api.v1.trainer_service_pb2.RollbackResponse, collections.abc.Awaitable[curriculum_api.v1.trainer_service_pb2.RollbackResponse]]:
-        """Rollback makes the curriculum what it was at a checkpoint and raises the timeline, so that
-        reports from before are refused. Idempotent by request_id.
+        """Rollback makes the curriculum what it was at a checkpoint, frees every lease and raises the
+        timeline, so that reports from before are refused. The same requests afterwards give the same
+        batches as they did the first time. What operators changed since, prompts and configuration,
+        stays. Idempotent by request_id.
         """
 
 def add_TrainerServiceServicer_to_server(servicer: TrainerServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

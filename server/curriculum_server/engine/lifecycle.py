@@ -50,6 +50,19 @@ async def checkpoint(run: Run, name: str, step: int, timeline: int | None) -> Do
         return await run.change_layout(mark)
 
 
+async def delete_checkpoint(run: Run, name: str) -> Document:
+    """Let a checkpoint go; one that is not kept changes nothing."""
+
+    def drop(document: Document) -> tuple[Document, Change] | None:
+        kept = tuple(mark for mark in document.checkpoints if mark.name != name)
+        if len(kept) == len(document.checkpoints):
+            return None
+        return replace(document, checkpoints=kept), Change()
+
+    async with run.lock:
+        return await run.change_layout(drop)
+
+
 async def rollback(run: Run, request_id: str, checkpoint_name: str) -> tuple[int, int]:
     """Return to a checkpoint: (new timeline, its policy step). A repeat changes nothing.
 

@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 from curriculum import Band
-from curriculum_api.errors import InvalidRequestError
+from curriculum_api.errors import InvalidRequestError, StateError
 from curriculum_api.limits import MAX_DOMAIN_BYTES, MAX_GROUP_SIZE, MAX_KS, MAX_PROMPT_ID_BYTES
 from curriculum_api.v1 import operator_service_pb2 as pb
 from curriculum_api.v1 import prompt_pb2, run_pb2, stats_pb2
@@ -123,6 +123,15 @@ class OperatorService:
                 for p in points
             ]
         )
+
+    async def ExportRun(self, request: pb.ExportRunRequest) -> pb.ExportRunResponse:
+        raise StateError("ExportRun: is not served yet")
+
+    async def ImportRun(self, request: pb.ImportRunRequest) -> pb.ImportRunResponse:
+        raise StateError("ImportRun: is not served yet")
+
+    async def CheckStore(self, request: pb.CheckStoreRequest) -> pb.CheckStoreResponse:
+        raise StateError("CheckStore: is not served yet")
 
     def _run(self, run_id: str) -> Run:
         return self._engine.served(validate.run_id(run_id)).run

@@ -58,6 +58,14 @@ class TrainerService:
         document = await lifecycle.checkpoint(run, name, step, timeline)
         return pb.CheckpointResponse(checkpoints=convert.checkpoint_messages(document))
 
+    async def DeleteCheckpoint(
+        self, request: pb.DeleteCheckpointRequest
+    ) -> pb.DeleteCheckpointResponse:
+        run = self._engine.served(validate.run_id(request.run_id)).run
+        name = validate.text("checkpoint_name", request.checkpoint_name, MAX_CHECKPOINT_NAME_BYTES)
+        document = await lifecycle.delete_checkpoint(run, name)
+        return pb.DeleteCheckpointResponse(checkpoints=convert.checkpoint_messages(document))
+
     async def Rollback(self, request: pb.RollbackRequest) -> pb.RollbackResponse:
         run = self._engine.served(validate.run_id(request.run_id)).run
         name = validate.text("checkpoint_name", request.checkpoint_name, MAX_CHECKPOINT_NAME_BYTES)
