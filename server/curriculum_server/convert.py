@@ -184,7 +184,7 @@ def _domain_messages(beliefs: inspection.Beliefs) -> list[stats_pb2.DomainStats]
 
 def _window_messages(mirror: Mirror) -> list[stats_pb2.WindowStats]:
     messages = []
-    for window in mirror.document.windows:
+    for window in mirror.windows:
         attempts_N = mirror.column(window.window, ATTEMPTS)
         done, mixed = mirror.groups.get(window.window, (0, 0))
         messages.append(

@@ -13,6 +13,7 @@ RPC_SECONDS = Histogram(
     ["method"],
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 60),
 )
+WAITING_CALLS = Gauge("curriculum_waiting_calls", "Calls that wait for their turn to run")
 PROMPTS_SERVED = Counter("curriculum_prompts_served_total", "Prompts leased", ["run", "reason"])
 ATTEMPTS = Counter("curriculum_attempts_total", "Attempts counted", ["run"])
 PASSES = Counter("curriculum_passes_total", "Passes counted", ["run"])
@@ -21,6 +22,10 @@ MIXED_GROUPS = Counter(
     "curriculum_mixed_groups_total", "Completed groups with a pass and a fail", ["run"]
 )
 DUPLICATE_REPORTS = Counter("curriculum_duplicate_reports_total", "Repeated reports", ["run"])
+STORE_REGRESSIONS = Counter(
+    "curriculum_store_regressions_total", "Times that the store went back in time", ["run"]
+)
+LOST_RUNS = Gauge("curriculum_lost_runs", "Runs that were there and that the store lost")
 POLICY_STEP = Gauge("curriculum_policy_step", "Newest policy step named", ["run"])
 POOL_PROMPTS = Gauge("curriculum_pool_prompts", "Prompts in the pool", ["run"])
 

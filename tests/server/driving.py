@@ -144,6 +144,11 @@ class RunDriver:
         )
         return [(mark.name, mark.policy_step) for mark in answer.checkpoints]
 
+    def delete_checkpoint(self, name: str) -> list[tuple[str, int]]:
+        request = tr.DeleteCheckpointRequest(run_id=self.run_id, checkpoint_name=name)
+        answer = self.stubs.trainer.DeleteCheckpoint(request)
+        return [(mark.name, mark.policy_step) for mark in answer.checkpoints]
+
     def rollback(self, name: str, request_id: str | None = None) -> tr.RollbackResponse:
         request_id = request_id or f"rollback-{next(self._numbers)}"
         return self.stubs.trainer.Rollback(

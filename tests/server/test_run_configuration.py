@@ -278,12 +278,13 @@ def test_a_bad_page_of_runs_is_refused(stubs, refused, fields, said):
     assert (answer.status, answer.details) == ("INVALID_ARGUMENT", said)
 
 
-def test_deleting_a_run_twice_is_not_found(open_run, refused):
+def test_deleting_a_run_may_be_repeated(open_run, refused):
     run = open_run(5)
     run.play(0)
     run.delete()
-    answer = refused(run.stubs.operator.DeleteRun, op.DeleteRunRequest(run_id=run.run_id))
-    assert answer.status == "NOT_FOUND"
+    run.delete()
+    never = op.DeleteRunRequest(run_id=f"{run.run_id}-never")
+    assert refused(run.stubs.operator.DeleteRun, never).status == "NOT_FOUND"
     assert refused(run.stubs.trainer.NextBatch, run.next_request()).status == "NOT_FOUND"
 
 

@@ -203,17 +203,92 @@ def test_after_a_rollback_other_batches_may_be_asked_for(open_run):
     run.report(other, {0: [1.0] * 8})
 
 
-def test_a_batch_that_was_fetched_ahead_of_a_checkpoint_is_given_up_by_a_rollback(open_run):
+def test_a_rollback_frees_the_batches_that_were_fetched_ahead_of_the_checkpoint(open_run):
     run = open_run(40)
     train(run, range(3))
-    ahead = run.next("ahead", count=6, step=2)
+    ahead = run.next("ahead", count=6, step=3)
     run.checkpoint("a", 2)
     before = run.stats().attempt_count
-    run.report(ahead, {0: [1.0] * 8}, policy_step=3)
+    run.report(ahead, {0: [1.0] * 8})
     run.rollback("a")
     assert (run.stats().attempt_count, run.get().policy_step) == (before, 2)
     assert run.stats().leased_prompt_count == 0
-    assert len(run.next("ahead", count=6, step=2).prompts) == 6
+    assert len(run.next("other", count=40, step=3).prompts) == 40
+
+
+@pytest.mark.parametrize("other_server", [False, True])
+def test_a_trainer_that_fetches_ahead_gets_the_same_batches_again(
+    open_run, start_server, other_server
+):
+    """It asks for step n + 1 before it reports step n, so at a checkpoint one batch is out."""
+    run = open_run(60, window_steps=2, selection={"rest_steps": 1})
+
+    def train_ahead(first, last, ahead):
+        batches = []
+        for step in range(first, last + 1):
+            batch, ahead = ahead, run.next(f"ahead-{step + 1}", count=6, step=step + 1)
+            run.report(
+                batch,
+                {p.slot: [float((p.slot + step) % 3 == 0)] * 8 for p in batch.prompts},
+                request_id=f"trained-{step}",
+            )
+            batches.append(batch)
+        return batches, ahead
+
+    _, ahead = train_ahead(0, 5, run.next("ahead-0", count=6))
+    run.checkpoint("a", 5)
+    first, _ = train_ahead(6, 12, ahead)
+    run.rollback("a")
+    if other_server:
+        run = run.through(start_server().stubs)
+    again = run.next("ahead-6", count=6, step=6)
+    assert run.stats().leased_prompt_count == 6
+    second, _ = train_ahead(6, 12, again)
+    assert content(second) == content(first)
+    assert content([run.next("ahead-6", count=6, step=6)]) == content([again])
+
+
+def test_a_batch_fetched_ahead_is_composed_anew_when_others_took_its_prompts(open_run):
+    run = open_run(10)
+    ahead = run.next("ahead", count=4, step=1)
+    run.checkpoint("a", 0)
+    run.rollback("a")
+    taken = {p.prompt.prompt_id for p in run.next("other", count=6, step=1).prompts}
+    again = {p.prompt.prompt_id for p in run.next("ahead", count=4, step=1).prompts}
+    assert len(again) == 4
+    assert again.isdisjoint(taken)
+    assert again != {p.prompt.prompt_id for p in ahead.prompts}
+
+
+def test_a_checkpoint_may_not_go_back(open_run, refused):
+    run = open_run(10)
+    run.checkpoint("a", 7)
+    mark = run_pb2.Checkpoint(name="b", policy_step=6)
+    request = tr.CheckpointRequest(run_id=run.run_id, checkpoint=mark)
+    answer = refused(run.stubs.trainer.Checkpoint, request)
+    assert answer.status == "FAILED_PRECONDITION"
+    assert answer.details == (
+        "checkpoint.policy_step=6: must be at least 7, the step of checkpoint 'a'"
+    )
+
+
+def test_a_checkpoint_can_be_let_go(open_run, refused):
+    run = open_run(40)
+    for step, name in enumerate("abc"):
+        train(run, [step])
+        run.checkpoint(name, step)
+    before = run.stats()
+    assert run.delete_checkpoint("b") == [("a", 0), ("c", 2)]
+    assert run.delete_checkpoint("b") == [("a", 0), ("c", 2)]
+    assert run.delete_checkpoint("c") == [("a", 0)]
+    assert run.stats() == before
+    request = tr.RollbackRequest(run_id=run.run_id, request_id="r", checkpoint_name="c")
+    assert refused(run.stubs.trainer.Rollback, request).status == "NOT_FOUND"
+    late = run.next("late", count=2, step=2)
+    run.report(late, {0: [1.0]})
+    assert spans(run)[-1][0] == 3  # what a checkpoint closed stays closed
+    run.rollback("a")
+    assert run.stats().group_count == 6
 
 
 def test_a_rollback_forgets_a_policy_of_the_steps_it_drops(open_run):
@@ -238,9 +313,10 @@ def test_prompts_that_were_added_stay_after_a_rollback(open_run):
 
 def test_of_many_checkpoints_the_newest_are_kept(open_run, refused):
     run = open_run(2)
-    for step in range(257):
+    for step in range(65):
         run.checkpoint(f"c{step}", step)
     request = tr.RollbackRequest(run_id=run.run_id, request_id="r", checkpoint_name="c0")
     answer = refused(run.stubs.trainer.Rollback, request)
     assert (answer.status, "'c0': is not kept" in answer.details) == ("NOT_FOUND", True)
     assert run.rollback("c7").policy_step == 7
+    assert len(run.get().checkpoints) == 7

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from curriculum import Selection, compose_batch, select_probes
 from curriculum_server.engine.encoding import encode_prompts
 from curriculum_server.engine.run import Run
-from curriculum_server.store.batches import SLOT_DTYPE
+from curriculum_server.store.batches import SLOT_DTYPE, BatchRecord
 
 _SEQUENCE = re.compile(r"(.*?)(\d+)", re.DOTALL)
 
@@ -106,6 +106,10 @@ class Composer:
 
 async def _compose(run: Run, request: BatchRequest) -> Proposal:
     config, basis = run.mirror.config, _basis(run)
+    resumed = _fetched_ahead(run, request)
+    if resumed is not None:
+        prompts = encode_prompts(resumed.slots, run.mirror.catalog.fields)
+        return Proposal(request, basis, resumed.slots, resumed.shortfall, prompts)
     pool, prior = await run.pool(request.policy_step)
     rng = _generator(config.seed, request.request_id)
     if request.probe:
@@ -116,6 +120,16 @@ async def _compose(run: Run, request: BatchRequest) -> Proposal:
     slots = _slots(selection)
     prompts = encode_prompts(slots, run.mirror.catalog.fields)
     return Proposal(request, basis, slots, selection.shortfall, prompts)
+
+
+def _fetched_ahead(run: Run, request: BatchRequest) -> BatchRecord | None:
+    """The batch that this request got before the checkpoint to which the run was rolled back. It
+    was composed before reports that the checkpoint holds, so composing gives another one."""
+    known = run.resumed.get(request.request_id)
+    if known is None or known.digest != request.digest():
+        return None
+    is_free = run.mirror.lease_N[known.slots["index"]] <= run.now_s()
+    return known if is_free.all() else None
 
 
 def _basis(run: Run) -> tuple[int, int]:

@@ -7,12 +7,18 @@ import logging
 from dataclasses import dataclass, field
 
 from curriculum import warm_up
-from curriculum_api.errors import AlreadyExistsError, CurriculumError, NotFoundError
+from curriculum_api.errors import (
+    AlreadyExistsError,
+    CorruptStateError,
+    CurriculumError,
+    NotFoundError,
+)
+from curriculum_server import metrics
 from curriculum_server.engine.composing import Composer
 from curriculum_server.engine.config import RunConfig
 from curriculum_server.engine.reporting import BatchCache
 from curriculum_server.engine.run import Run
-from curriculum_server.store.commit import create_run, delete_run, list_runs
+from curriculum_server.store.commit import create_run, delete_run, knows_run, list_runs
 from curriculum_server.store.connection import Redis
 from curriculum_server.store.document import Document
 
@@ -59,8 +65,11 @@ class Engine:
 
         Raises:
             AlreadyExistsError: it is there with another configuration.
+            CorruptStateError: it was there and the store has lost it.
         """
         run = self.served(run_id).run
+        if run.is_loaded:
+            await self._refuse_lost(run)
         document = Document(config=config.to_mapping())
         made = await create_run(self.redis, run.keys, document)
         async with run.lock:
@@ -80,15 +89,17 @@ class Engine:
         self._served.pop(run_id, None)
 
     async def delete(self, run_id: str) -> None:
-        """Remove a run and all it holds.
+        """Remove a run and all it holds, also one that the store has lost.
 
         Raises:
-            NotFoundError: there is no such run.
+            NotFoundError: there is no such run, and was none lately.
         """
         run = self.served(run_id).run
-        existed = await delete_run(self.redis, run.keys)
+        is_known = run.is_lost or await knows_run(self.redis, run.keys)
+        if is_known:
+            await delete_run(self.redis, run.keys)
         self.forget(run_id)
-        if not existed:
+        if not is_known:
             raise NotFoundError(f"run_id={run_id!r}: there is no such run")
 
     async def page(self, after: str, limit: int) -> tuple[list[Run], str]:
@@ -105,6 +116,14 @@ class Engine:
                 self.forget(name)
         return runs, names[limit - 1] if len(names) > limit else ""
 
+    async def _refuse_lost(self, run: Run) -> None:
+        """A trainer that creates its run at every start must not get an empty one in its place."""
+        try:
+            async with run.lock:
+                await run.sync()
+        except NotFoundError:
+            pass
+
     def warm(self, run_id: str) -> None:
         """Fold in what was just reported before somebody waits for it."""
         served = self.served(run_id)
@@ -115,12 +134,15 @@ class Engine:
     async def _follow(self) -> None:
         while not self._stopping:
             await asyncio.sleep(FOLLOW_INTERVAL_S)
+            metrics.LOST_RUNS.set(sum(served.run.is_lost for served in self._served.values()))
             for served in list(self._served.values()):
                 if self._stopping:
                     return
                 if served.run.is_loaded:
                     await self._sync_quietly(served)
-                elif not served.run.lock.locked():  # somebody asked for a run that is not there
+                elif (
+                    not served.run.lock.locked() and not served.run.is_lost
+                ):  # somebody asked for a run that is not there
                     self.forget(served.run.run_id)
 
     async def _sync_quietly(self, served: Served) -> None:
@@ -130,8 +152,12 @@ class Engine:
             async with run.lock:
                 await run.sync()
                 await served.composer.look_ahead(run)
+            await run.tidy()
         except NotFoundError:
             self.forget(run.run_id)
+        except CorruptStateError as error:
+            if not run.is_lost:  # of that it was said once
+                logger.warning("run not followed run=%s error=%s", run.run_id, error)
         except CurriculumError as error:
             logger.warning("run not followed run=%s error=%s", run.run_id, error)
         except Exception:  # the boundary: one damaged run must not end the following of the others

@@ -19,7 +19,7 @@ from curriculum_server.store.columns import (
     REWARD_EXCESS,
     TOKENS,
 )
-from curriculum_server.store.document import Window
+from curriculum_server.store.windows import Window
 
 HISTOGRAM_BINS = 20
 
@@ -158,7 +158,7 @@ def so_far(mirror: Mirror, window: Window) -> Window:
 def history(mirror: Mirror, index: int) -> list[HistoryPoint]:
     """The windows in which the prompt was attempted, oldest first."""
     points = []
-    for window in mirror.document.windows:
+    for window in mirror.windows:
         cells = {
             name: int(mirror.column(window.window, name)[index])
             for name in (ATTEMPTS, PASSES, REWARD_EXCESS, TOKENS)
@@ -201,9 +201,7 @@ def _range_counts(mirror: Mirror, name: str, ends: tuple[int, int]) -> tuple[Cou
         raise InvalidRequestError(
             f"{name}.last_policy_step={last}: must be at least first_policy_step={first}"
         )
-    windows = [
-        w.window for w in mirror.document.windows if w.first_step <= last and w.last_step >= first
-    ]
+    windows = [w.window for w in mirror.windows if w.first_step <= last and w.last_step >= first]
     empty = np.zeros(len(mirror.catalog), np.int64)
     attempts, passes = (
         sum((mirror.columns.get((w, column), empty) for w in windows), start=empty)

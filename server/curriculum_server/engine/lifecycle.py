@@ -14,50 +14,64 @@ from curriculum_api.errors import (
     StateError,
 )
 from curriculum_server.engine.run import LAYOUT_TRIES, Run
+from curriculum_server.store.batches import encode_records
 from curriculum_server.store.columns import column_names
 from curriculum_server.store.commit import Change, commit
 from curriculum_server.store.document import CheckpointMark, Document
-from curriculum_server.store.load import load_record
+from curriculum_server.store.load import load_leased, load_record
 
 
 async def checkpoint(run: Run, name: str, step: int, timeline: int | None) -> Document:
-    """Close the newest window at `step` and keep the point. Repeating a name and step is harmless.
+    """Close the newest window at `step` and keep the point, with the batches that are open now: a
+    trainer that fetches ahead will ask for them again. Repeating a name and step is harmless.
 
     Raises:
         AlreadyExistsError: the name is taken by another step.
-        StateError: a later step has been named already.
+        StateError: there is a checkpoint at a later step.
     """
-
-    def mark(document: Document) -> tuple[Document, Change] | None:
-        if timeline is not None:
-            run.check_timeline(timeline)
-        for known in document.checkpoints:
-            if known.name == name and known.policy_step != step:
-                raise AlreadyExistsError(
-                    f"checkpoint.name={name!r}: is the checkpoint at step {known.policy_step}"
-                )
-            if known.name == name:
-                return None
-        if step < run.mirror.policy_step:
-            raise StateError(
-                f"checkpoint.policy_step={step}: must be at least {run.mirror.policy_step}, "
-                "the run's newest step"
-            )
-        run.check_step(step)
-        return document.with_checkpoint(name, step), Change()
-
     async with run.lock:
+        opened = encode_records(await load_leased(run.redis, run.keys))
+
+        def mark(document: Document) -> tuple[Document, Change] | None:
+            if timeline is not None:
+                run.check_timeline(timeline)
+            if _is_marked(document, name, step):
+                return None
+            run.check_step(step)
+            number = run.mirror.layout if opened else 0
+            marked = document.with_checkpoint(name, step, number)
+            sets = {run.keys.open_batches(number): opened} if opened else {}
+            return marked, Change(sets=sets, deletes=_unkept(run, document, marked))
+
         return await run.change_layout(mark)
+
+
+def _is_marked(document: Document, name: str, step: int) -> bool:
+    """Whether there is this checkpoint; refuses one that cannot be made."""
+    for known in document.checkpoints:
+        if known.name == name and known.policy_step != step:
+            raise AlreadyExistsError(
+                f"checkpoint.name={name!r}: is the checkpoint at step {known.policy_step}"
+            )
+        if known.name == name:
+            return True
+    if document.checkpoints and step < document.checkpoints[-1].policy_step:
+        newest = document.checkpoints[-1]
+        raise StateError(
+            f"checkpoint.policy_step={step}: must be at least {newest.policy_step}, the step of "
+            f"checkpoint {newest.name!r}"
+        )
+    return False
 
 
 async def delete_checkpoint(run: Run, name: str) -> Document:
     """Let a checkpoint go; one that is not kept changes nothing."""
 
     def drop(document: Document) -> tuple[Document, Change] | None:
-        kept = tuple(mark for mark in document.checkpoints if mark.name != name)
-        if len(kept) == len(document.checkpoints):
+        rest = document.without_checkpoint(name)
+        if rest == document:
             return None
-        return replace(document, checkpoints=kept), Change()
+        return rest, Change(deletes=_unkept(run, document, rest))
 
     async with run.lock:
         return await run.change_layout(drop)
@@ -82,7 +96,7 @@ async def rollback(run: Run, request_id: str, checkpoint_name: str) -> tuple[int
             mark = _find(run.mirror.document, checkpoint_name)
             rolled = run.mirror.document.rolled_back_to(mark)
             record = json.dumps([checkpoint_name, rolled.timeline, mark.policy_step])
-            change = replace(_dropping(run, mark), records={record_key: record.encode()})
+            change = _dropping(run, rolled, mark, {record_key: record.encode()})
             if await commit(run.redis, run.keys, run.mirror.layout, rolled, change):
                 return rolled.timeline, mark.policy_step
     raise OverloadedError(f"run_id={run.run_id!r}: is changed by too many callers at once")
@@ -115,14 +129,26 @@ async def update_config(run: Run, changes: Mapping[str, Any]) -> None:
         await run.change_layout(update)
 
 
-def _dropping(run: Run, mark: CheckpointMark) -> Change:
-    """Drops the leases and all that windows after the mark hold."""
+def _unkept(run: Run, before: Document, after: Document) -> list[str]:
+    """Keys of open batches that no checkpoint refers to any more."""
+    return [run.keys.open_batches(number) for number in before.kept_batches - after.kept_batches]
+
+
+def _dropping(
+    run: Run, rolled: Document, mark: CheckpointMark, records: Mapping[str, bytes]
+) -> Change:
+    """Drops the leases and all that windows and checkpoints after the mark hold."""
     dropped = [w.window for w in run.mirror.document.windows if w.window > mark.window]
     names = column_names([c.name for c in run.mirror.config.channels])
     fields = {f"{name}:{w}": "" for w in dropped for name in ("groups", "mixed")}
     return Change(
         reload=True,
-        deletes=[run.keys.leases, *(run.keys.column(w, n) for w in dropped for n in names)],
+        records=records,
+        deletes=[
+            run.keys.leases,
+            *(run.keys.column(w, n) for w in dropped for n in names),
+            *_unkept(run, run.mirror.document, rolled),
+        ],
         meta_fields={"policy_step": str(mark.policy_step), **fields},
     )
 

@@ -17,9 +17,10 @@ from curriculum_server.engine.catalog import Catalog
 from curriculum_server.engine.config import RunConfig
 from curriculum_server.store.batches import CLOSED, INDEX_DTYPE
 from curriculum_server.store.columns import ATTEMPTS, PASSES, SERVED, cell_dtype, cell_limits
-from curriculum_server.store.document import Document, Window
+from curriculum_server.store.document import Document
 from curriculum_server.store.load import Header, Snapshot
 from curriculum_server.store.reports import decode_deltas
+from curriculum_server.store.windows import Window, blocks, covering
 
 KEPT_STEPS = 2
 """Policy steps whose discounted counts are kept: the one in use and the one to come."""
@@ -34,6 +35,8 @@ class Mirror:
 
     catalog: Catalog
     document: Document
+    windows: tuple[Window, ...]
+    """The document's windows as `blocks` shows them; the keys of `groups` and `columns`."""
     config: RunConfig
     layout: int
     seq: int
@@ -61,27 +64,30 @@ class Mirror:
     def from_snapshot(cls, catalog: Catalog, snapshot: Snapshot) -> Mirror:
         """The mirror of a run whose prompts are in the catalog."""
         count, header = len(catalog), snapshot.header
-        cells = {at: blob for at, blob in snapshot.columns.items() if at[1] != SERVED}
+        windows = blocks(header.document.windows)
         mirror = cls(
             catalog=catalog,
             document=header.document,
+            windows=windows,
             config=RunConfig.from_mapping(header.document.config),
             layout=header.layout,
             seq=header.seq,
             claims=header.claims,
             policy_step=header.policy_step,
-            groups=dict(header.groups),
+            groups=_by_block(windows, header.groups),
             event_id=header.event_id,
-            columns={at: _cells(blob, cell_dtype(at[1]), count) for at, blob in cells.items()},
+            columns={},
             lease_N=np.zeros(count, np.int64),
             attempts_N=np.zeros(count, np.int64),
             last_served_step_N=np.full(count, -1, np.int64),
         )
-        mirror.attempts_N = mirror.total(ATTEMPTS)
-        for (_, name), blob in snapshot.columns.items():
+        for (window, name), blob in snapshot.columns.items():
             if name == SERVED:
                 pairs = np.frombuffer(blob, INDEX_DTYPE).reshape(-1, 2).astype(np.int64)
                 np.maximum.at(mirror.last_served_step_N, pairs[:, 0], pairs[:, 1])
+            else:
+                mirror._add(window, name, _cells(blob, cell_dtype(name), count))
+        mirror.attempts_N = mirror.total(ATTEMPTS)
         for batch in snapshot.batches:
             index_K = batch.record.slots["index"][batch.progress_B < CLOSED].astype(np.int64)
             held_K = mirror.lease_N[index_K]
@@ -89,12 +95,20 @@ class Mirror:
         return mirror
 
     def adopt_header(self, header: Header) -> None:
-        """Take a newer document, the catalog having grown to it; counts stay."""
+        """Take a newer document, the catalog having grown to it; counts stay, in fewer windows
+        where they are seen as one now."""
+        before = (self.windows, self.config, len(self.lease_N))
         self.document = header.document
+        self.windows = blocks(header.document.windows)
         self.config = RunConfig.from_mapping(header.document.config)
         self.layout = header.layout
         count = len(self.catalog)
-        self.columns = {at: _grown(cells, count) for at, cells in self.columns.items()}
+        if before == (self.windows, self.config, count):
+            return
+        self.groups = _by_block(self.windows, self.groups)
+        columns, self.columns = self.columns, {}
+        for (window, name), cells in columns.items():
+            self._add(window, name, _grown(cells, count))
         self.lease_N = _grown(self.lease_N, count)
         self.attempts_N = _grown(self.attempts_N, count)
         self.last_served_step_N = _grown(self.last_served_step_N, count, fill=-1)
@@ -120,6 +134,10 @@ class Mirror:
         """(N,) cells; zeros where nothing was added yet."""
         cells = self.columns.get((window, name))
         return np.zeros(len(self.lease_N), np.int64) if cells is None else cells
+
+    def _add(self, window: int, name: str, cells_N: Cells) -> None:
+        at = (covering(self.windows, window).window, name)
+        self.columns[at] = self.columns[at] + cells_N if at in self.columns else cells_N
 
     def total(self, name: str) -> Cells:
         """(N,) sum of a column over all windows."""
@@ -157,9 +175,9 @@ class Mirror:
     def _discount(self, policy_step: int) -> tuple[Floats, Floats]:
         """Closed windows are added up once, as of the last step of the last of them, and fade
         together; for a step before that, and for the newest window, each counts by itself."""
-        *closed, newest = self.document.windows
+        *closed, newest = self.windows
         if not closed or policy_step < closed[-1].last_step:
-            return self._sum(self.document.windows, policy_step)
+            return self._sum(self.windows, policy_step)
         if self._closed is None:
             self._closed = self._sum(closed, closed[-1].last_step)
         age = policy_step - closed[-1].last_step
@@ -178,8 +196,8 @@ class Mirror:
         return discounted_counts(attempts, passes, weights_W)
 
     def _apply_report(self, event: Mapping[bytes, bytes]) -> None:
-        window = int(event[b"window"])
-        if window != self.document.windows[-1].window:
+        window = covering(self.windows, int(event[b"window"])).window
+        if window != self.windows[-1].window:
             self._closed = None
         index_K, deltas = decode_deltas(event[b"columns"], event[b"deltas"])
         for name, amounts_K in deltas.items():
@@ -210,6 +228,17 @@ class Mirror:
     def _touch(self) -> None:
         self._counts.clear()
         self._priors.clear()
+
+
+def _by_block(
+    windows: Sequence[Window], groups: Mapping[int, tuple[int, int]]
+) -> dict[int, tuple[int, int]]:
+    sums: dict[int, tuple[int, int]] = {}
+    for window, (completed, mixed) in groups.items():
+        at = covering(windows, window).window
+        before = sums.get(at, (0, 0))
+        sums[at] = (before[0] + completed, before[1] + mixed)
+    return sums
 
 
 def _cells(

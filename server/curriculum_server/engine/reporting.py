@@ -87,6 +87,8 @@ class BatchCache:
         if key not in self._batches:
             state = await batches.load_batch(run.redis, run.keys, timeline, batch_id)
             if state is None:
+                async with run.lock:
+                    await run.sync()  # says so if it is the run that is gone
                 raise _no_batch(batch_id, timeline)
             self._batches.setdefault(key, Batch(state))
         self._batches.move_to_end(key)

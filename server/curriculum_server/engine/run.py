@@ -9,14 +9,22 @@ import time
 from collections.abc import Callable
 
 from curriculum import Pool, Prior
-from curriculum_api.errors import ConflictError, InvalidRequestError, NotFoundError, OverloadedError
+from curriculum_api.errors import (
+    ConflictError,
+    CorruptStateError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+)
 from curriculum_api.limits import MAX_POLICY_STEP
+from curriculum_server import metrics
 from curriculum_server.engine.catalog import Catalog
 from curriculum_server.engine.mirror import Mirror
+from curriculum_server.store.batches import BatchRecord
 from curriculum_server.store.columns import column_names
 from curriculum_server.store.commit import Change, commit
 from curriculum_server.store.connection import Redis
-from curriculum_server.store.document import Document, Window
+from curriculum_server.store.document import Document
 from curriculum_server.store.keys import RunKeys
 from curriculum_server.store.load import (
     EVENTS_PER_READ,
@@ -25,13 +33,15 @@ from curriculum_server.store.load import (
     catch_up,
     load_chunks,
     load_header,
+    load_open_batches,
+    load_record,
     load_snapshot,
 )
+from curriculum_server.store.merging import merge
+from curriculum_server.store.windows import OPEN_WINDOWS, Window
 
 MAX_STEP_ADVANCE = 10_000
 """A step further ahead than this of the newest one is taken for a mistake (a time stamp, say)."""
-OPEN_WINDOWS = 8
-"""The newest windows take counts; older ones change no more."""
 CHUNKS_PER_READ = 64
 LAYOUT_TRIES = 20
 THREAD_POOL_SIZE = 200_000
@@ -50,6 +60,10 @@ class Run:
         self.redis = redis
         self.keys = RunKeys(run_id)
         self.lock = asyncio.Lock()
+        self.resumed: dict[str, BatchRecord] = {}
+        """By request_id, batches fetched ahead at the checkpoint that the timeline began from."""
+        self.is_lost = False
+        """Whether the store has lost the run, which this server knows to have been there."""
         self._mirror: Mirror | None = None
         self._clock_offset_s = 0.0
         self._known_seq = 0
@@ -61,7 +75,7 @@ class Run:
     @property
     def mirror(self) -> Mirror:
         if self._mirror is None:
-            raise NotFoundError(f"run_id={self.run_id!r}: is not loaded")
+            raise NotFoundError(f"run_id={self.run_id!r}: there is no such run")
         return self._mirror
 
     @property
@@ -86,6 +100,7 @@ class Run:
 
         Raises:
             NotFoundError: there is no such run.
+            CorruptStateError: there was one, and the store has lost it.
         """
         if self._mirror is None:
             await self.reload()
@@ -93,11 +108,10 @@ class Run:
             catch = await catch_up(self.redis, self.keys, self.mirror.event_id)
             self._clock_offset_s = catch.now_s - time.monotonic()
             if not catch.exists:
-                self._mirror = None
-                raise _no_run(self.run_id)
+                raise await self._gone()
+            self.is_lost = False
             if catch.gap:
-                logger.warning("mirror reloaded run=%s", self.run_id)
-                await self.reload()
+                await self._reload_behind(catch)
             elif await self._fold(catch):
                 return
 
@@ -110,10 +124,25 @@ class Run:
         names = column_names([c["name"] for c in header.document.config["channels"]])
         snapshot = await load_snapshot(self.redis, self.keys, names)
         if snapshot is None:
-            raise _no_run(self.run_id)
+            raise await self._gone()
         await self._grow(catalog, snapshot.header)
+        resumed = snapshot.header.document.resumed_batches
+        self.resumed = await load_open_batches(self.redis, self.keys, resumed) if resumed else {}
         self._known_seq = snapshot.header.seq
         self._mirror = Mirror.from_snapshot(catalog, snapshot)
+        self.is_lost = False
+
+    async def tidy(self) -> None:
+        """Merge windows that are seen as one; some other time if the run changes meanwhile. Calls
+        go on meanwhile: only the reading of what came of it takes the lock."""
+        while self.mirror.document.merges():
+            header = await self._header()
+            groups = header.document.merges()
+            names = column_names([c.name for c in self.mirror.config.channels])
+            if not groups or not await merge(self.redis, self.keys, header, groups[0], names):
+                return
+            async with self.lock:
+                await self.sync()
 
     async def change_layout(self, decide: Decide) -> Document:
         """Commit what `decide` makes of the newest document, and return that; None changes nothing.
@@ -203,18 +232,47 @@ class Run:
     async def _header(self) -> Header:
         header = await load_header(self.redis, self.keys)
         if header is None:
-            self._mirror = None
-            raise _no_run(self.run_id)
+            raise await self._gone()
         return header
+
+    async def _gone(self) -> NotFoundError | CorruptStateError:
+        """What to raise when the store does not have the run: a deletion leaves a note, a store
+        that came back empty has none."""
+        is_known = self._mirror is not None or self.is_lost
+        if is_known and await load_record(self.redis, self.keys.deleted) is None:
+            if not self.is_lost:
+                self.is_lost = True
+                logger.critical("run lost by the store run=%s seq=%s", self.run_id, self._known_seq)
+            return lost(self.run_id)
+        self._mirror, self.is_lost = None, False
+        return NotFoundError(f"run_id={self.run_id!r}: there is no such run")
+
+    async def _reload_behind(self, catch: Catch) -> None:
+        """Start anew where the stream does not lead on from what the mirror holds."""
+        before = self.mirror
+        await self.reload()
+        lost_count = before.seq - self.mirror.seq
+        same = self.mirror.document.create_ms == before.document.create_ms
+        if same and (lost_count > 0 or catch.forked):
+            # Not merely behind: the store went back, as after a failover or a crash without
+            # `appendfsync always`. The store is the truth; what it lost is lost.
+            metrics.STORE_REGRESSIONS.labels(self.run_id).inc()
+            logger.critical(
+                "store lost events run=%s seq_before=%s seq=%s", self.run_id, before.seq,
+                self.mirror.seq,
+            )  # fmt: skip
+        else:
+            logger.warning("mirror reloaded run=%s", self.run_id)
 
     async def _fold(self, catch: Catch) -> bool:
         """Apply events in order; False when more may be waiting."""
         for event_id, event in catch.events:
             if not self.mirror.apply(event):
-                if event[b"kind"] == b"reload":
+                header = await self._header()
+                timeline = self.mirror.document.timeline
+                if event[b"kind"] == b"reload" or header.document.timeline != timeline:
                     await self.reload()
                     return False
-                header = await self._header()
                 await self._grow(self.mirror.catalog, header)
                 self.mirror.adopt_header(header)
             self.mirror.event_id = event_id
@@ -222,8 +280,7 @@ class Run:
             return False
         if (self.mirror.seq, self.mirror.claims) != (catch.seq, catch.claims):
             # Events were lost (a failover) or one was applied by halves: the numbers tell.
-            logger.warning("mirror reloaded run=%s", self.run_id)
-            await self.reload()
+            await self._reload_behind(catch)
             return False
         return True
 
@@ -240,5 +297,9 @@ class Run:
         gc.freeze()
 
 
-def _no_run(run_id: str) -> NotFoundError:
-    return NotFoundError(f"run_id={run_id!r}: there is no such run")
+def lost(run_id: str) -> CorruptStateError:
+    """What callers are told of a run that the store has lost."""
+    return CorruptStateError(
+        f"run_id={run_id!r}: the store does not hold this run any more, and nobody deleted it: the "
+        "store came back empty or older; restore the store, or DeleteRun to accept the loss"
+    )

@@ -38,6 +38,7 @@ SLOT_DTYPE = np.dtype(
 )
 MAX_SLOT_ATTEMPTS = (1 << 15) - 1
 _HEADER = struct.Struct(">16sIII")
+_LENGTHS = struct.Struct(">II")
 RECORD_GRACE_S = 3600
 """A batch outlives its leases by one more lease and this, so that late reports still count."""
 
@@ -112,9 +113,11 @@ class BatchRecord:
     shortfall: str = ""
     expire_s: int = 0
 
-    def header(self) -> bytes:
+    def encode(self) -> bytes:
+        """A header and the slots; `expire_s` is kept apart."""
         text = self.shortfall.encode()
-        return _HEADER.pack(self.digest, self.timeline, self.policy_step, len(text)) + text
+        header = _HEADER.pack(self.digest, self.timeline, self.policy_step, len(text))
+        return header + text + self.slots.tobytes()
 
     @classmethod
     def decode(cls, batch_id: str, blob: bytes, expire_s: int) -> BatchRecord:
@@ -176,7 +179,7 @@ async def claim(
         keys.events,
     ]
     args: list[Argument] = [layout, "" if seq is None else seq, claims, ttl_s, record.policy_step]
-    args += [record.header() + record.slots.tobytes(), index_B.astype(INDEX_DTYPE).tobytes()]
+    args += [record.encode(), index_B.astype(INDEX_DTYPE).tobytes()]
     args += [served.tobytes() if mark_served else b"", RECORD_GRACE_S, EVENT_STREAM_LENGTH]
     with store_errors():
         reply = await redis.register_script(_CLAIM)(keys=names, args=args)
@@ -214,6 +217,27 @@ def encode_progress(progress_B: NDArray[np.integer]) -> bytes:
 def decode_progress(blob: bytes) -> Progress:
     """Back from `encode_progress`."""
     return np.frombuffer(blob, ">u4").astype(np.uint32)
+
+
+def encode_records(records: Sequence[BatchRecord]) -> bytes:
+    """Batches one behind the other, each its name and content behind their lengths."""
+    parts = []
+    for record in records:
+        name, content = record.batch_id.encode(), record.encode()
+        parts += [_LENGTHS.pack(len(name), len(content)), name, content]
+    return b"".join(parts)
+
+
+def decode_records(blob: bytes) -> dict[str, BatchRecord]:
+    """Back from `encode_records`, by name."""
+    records, at = {}, 0
+    while at < len(blob):
+        name_length, length = _LENGTHS.unpack_from(blob, at)
+        start = at + _LENGTHS.size
+        at = start + name_length + length
+        name = blob[start : start + name_length].decode()
+        records[name] = BatchRecord.decode(name, blob[start + name_length : at], 0)
+    return records
 
 
 async def release(redis: Redis, keys: RunKeys, batch: OpenBatch, layout: int) -> str:

@@ -15,7 +15,7 @@ EVENT_STREAM_LENGTH = 1_024
 RECORD_TTL_S = 24 * 3600
 
 _CREATE = """
-local meta, events = unpack(KEYS)
+local meta, events, deleted = unpack(KEYS)
 if redis.call('HEXISTS', meta, 'layout') == 1 then return 0 end
 if redis.call('EXISTS', meta) == 1 then return -1 end
 local now = redis.call('TIME')
@@ -25,7 +25,13 @@ local doc = string.gsub(ARGV[1], '"create_ms":%-1', '"create_ms":' .. now_ms, 1)
 redis.call('HSET', meta, 'doc', doc, 'layout', now_ms, 'seq', '1', 'claims', '0',
   'policy_step', '0')
 redis.call('XADD', events, '*', 'kind', 'created')
+redis.call('DEL', deleted)
 return 1
+"""
+
+_UNMAKE = """
+redis.call('HDEL', KEYS[1], 'layout')
+redis.call('SET', KEYS[2], '', 'EX', ARGV[1])
 """
 
 _COMMIT = """
@@ -73,7 +79,9 @@ class Change:
 async def create_run(redis: Redis, keys: RunKeys, document: Document) -> bool:
     """Create the run unless it is there; True when this call made it. Safe to repeat."""
     with store_errors():
-        made = await redis.eval(_CREATE, 2, keys.meta, keys.events, document.to_json())
+        made = await redis.eval(
+            _CREATE, 3, keys.meta, keys.events, keys.deleted, document.to_json()
+        )
         # A second key on another slot: repeated by every create, so that a crash between is mended.
         if made < 0:
             raise StateError(f"run_id={keys.run_id!r}: is being deleted; repeat DeleteRun first")
@@ -101,21 +109,25 @@ async def commit(
     return bool(reply == b"ok")
 
 
-async def delete_run(redis: Redis, keys: RunKeys) -> bool:
-    """Remove every key of the run; True when there was one. The meta key goes first: from then on
-    scripts refuse the run, and what a crash leaves behind is found by its prefix."""
+async def delete_run(redis: Redis, keys: RunKeys) -> None:
+    """Remove every key of the run, and note that it was deleted. The layout goes first: from then
+    on scripts refuse the run, and what a crash leaves behind is found by its prefix."""
     with store_errors():
         # Without its layout every script and reader takes the run for gone; the rest of the hash
         # keeps the name until the last key is away.
-        existed = await redis.exists(keys.meta)
-        await redis.hdel(keys.meta, "layout")
+        await redis.eval(_UNMAKE, 2, keys.meta, keys.deleted, RECORD_TTL_S)
         await redis.zrem(RUN_INDEX, keys.run_id)
         pattern = keys.prefix.replace("[", "\\[")
         async for key in redis.scan_iter(match=f"{pattern}*", count=1000):
-            if key != keys.meta.encode():
+            if key not in (keys.meta.encode(), keys.deleted.encode()):
                 await redis.unlink(key)
         await redis.unlink(keys.meta)
-    return bool(existed)
+
+
+async def knows_run(redis: Redis, keys: RunKeys) -> bool:
+    """Whether the run is there, in part at least, or was deleted a short while ago."""
+    with store_errors():
+        return bool(await redis.exists(keys.meta, keys.deleted))
 
 
 async def list_runs(redis: Redis, after: str, limit: int) -> list[str]:

@@ -12,26 +12,21 @@ from typing import Any
 
 from curriculum_api.errors import StateError
 from curriculum_api.limits import MAX_CHECKPOINTS
+from curriculum_server.store.windows import Window, mergeable, merged
 
-SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Window:
-    """A closed range of policy steps whose counts are kept together."""
-
-    window: int
-    first_step: int
-    last_step: int
+SCHEMA_VERSION = 2
+"""1 knew neither merged windows nor the batches that a checkpoint keeps."""
 
 
 @dataclass(frozen=True)
 class CheckpointMark:
-    """A point to roll back to: the newest window that belongs to it."""
+    """A point to roll back to: the newest window that belongs to it, and the key of the batches
+    that were open then, 0 when there was none."""
 
     name: str
     policy_step: int
     window: int
+    open_batches: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,11 @@ class Document:
     chunk_count: int = 0
     windows: tuple[Window, ...] = (Window(0, 0, 0),)
     next_window: int = 1
+    sealed_window: int = -1
+    """The newest window that a checkpoint closed; it and all before it take no more counts."""
     checkpoints: tuple[CheckpointMark, ...] = ()
+    resumed_batches: int = 0
+    """The `open_batches` of the checkpoint that the timeline began from."""
     policy_step: int | None = None
     policy_uri: str = ""
     schema: int = SCHEMA_VERSION
@@ -57,19 +56,26 @@ class Document:
     @classmethod
     def from_json(cls, text: str | bytes) -> Document:
         values = json.loads(text)
+        if values["schema"] == 1:
+            values = _from_version_1(values)
         if values["schema"] != SCHEMA_VERSION:
             raise StateError(
-                f"schema={values['schema']}: must be {SCHEMA_VERSION}; the store was written by "
-                "another version of this server"
+                f"schema={values['schema']}: must be at most {SCHEMA_VERSION}; the store was "
+                "written by a newer server"
             )
         values["windows"] = tuple(Window(**w) for w in values["windows"])
         values["checkpoints"] = tuple(CheckpointMark(**c) for c in values["checkpoints"])
         return cls(**values)
 
     @property
-    def sealed_window(self) -> int:
-        """The newest window that a checkpoint closed; it and all before it change no more."""
-        return self.checkpoints[-1].window if self.checkpoints else -1
+    def kept_batches(self) -> set[int]:
+        """The keys of open batches that a rollback, past or to come, refers to."""
+        kept = {mark.open_batches for mark in self.checkpoints}
+        return (kept | {self.resumed_batches}) - {0}
+
+    def merges(self) -> list[tuple[Window, ...]]:
+        """Runs of neighbouring windows that may be made one, as `windows.py` says."""
+        return mergeable(self.windows, [mark.window for mark in self.checkpoints])
 
     def window_for(self, step: int) -> Window | None:
         """The window in which counts made at `step` are kept now; None when one must be opened.
@@ -89,14 +95,23 @@ class Document:
         window = Window(self.next_window, first, first + window_steps - 1)
         return replace(self, windows=(*self.windows, window), next_window=self.next_window + 1)
 
-    def with_checkpoint(self, name: str, step: int) -> Document:
+    def with_checkpoint(self, name: str, step: int, open_batches: int) -> Document:
         """The document with its last window closed at `step` and the checkpoint marked; the oldest
         is let go when there are too many."""
         *before, last = self.windows
         closed = replace(last, last_step=max(last.first_step, min(last.last_step, step)))
-        mark = CheckpointMark(name, step, last.window)
-        kept = (*self.checkpoints, mark)[-MAX_CHECKPOINTS:]
-        return replace(self, windows=(*before, closed), checkpoints=kept)
+        mark = CheckpointMark(name, step, last.window, open_batches)
+        return replace(
+            self,
+            windows=(*before, closed),
+            sealed_window=last.window,
+            checkpoints=(*self.checkpoints, mark)[-MAX_CHECKPOINTS:],
+        )
+
+    def without_checkpoint(self, name: str) -> Document:
+        """The document with one checkpoint let go."""
+        kept = tuple(mark for mark in self.checkpoints if mark.name != name)
+        return replace(self, checkpoints=kept)
 
     def rolled_back_to(self, mark: CheckpointMark) -> Document:
         """The document as it was at `mark`, one timeline later, without a later step's policy."""
@@ -108,5 +123,19 @@ class Document:
             policy_uri=self.policy_uri if is_kept else "",
             timeline=self.timeline + 1,
             windows=tuple(w for w in self.windows if w.window <= mark.window),
+            sealed_window=mark.window,
             checkpoints=self.checkpoints[: position + 1],
+            resumed_batches=mark.open_batches,
         )
+
+    def with_merged(self, group: tuple[Window, ...]) -> Document:
+        """The document with a run of windows made one."""
+        at = self.windows.index(group[0])
+        rest = self.windows[at + len(group) :]
+        return replace(self, windows=(*self.windows[:at], merged(group), *rest))
+
+
+def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
+    checkpoints = values["checkpoints"]
+    sealed = checkpoints[-1]["window"] if checkpoints else -1
+    return {**values, "sealed_window": sealed, "schema": 2}

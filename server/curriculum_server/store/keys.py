@@ -50,6 +50,15 @@ class RunKeys:
         """Packed big-endian 32-bit cell per prompt: one quantity in one window."""
         return f"{self.prefix}w:{window}:{name}"
 
+    def open_batches(self, number: int) -> str:
+        """The batches that were open at a checkpoint, each behind its length."""
+        return f"{self.prefix}open:{number}"
+
+    @property
+    def deleted(self) -> str:
+        """String with a time to live: says that the run was deleted, and not lost."""
+        return f"{self.prefix}deleted"
+
     def batch(self, timeline: int, request_id: str) -> str:
         """Hash with a time to live: a batch's slots, lease expiry and progress."""
         return f"{self.prefix}batch:{timeline}:{request_id}"

@@ -6,12 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from curriculum_server.store.batches import OpenBatch, decode_open
+from curriculum_server.store.batches import (
+    CLOSED,
+    BatchRecord,
+    OpenBatch,
+    decode_open,
+    decode_records,
+)
 from curriculum_server.store.connection import Redis, store_errors
 from curriculum_server.store.document import Document
 from curriculum_server.store.keys import RunKeys
 
 EVENTS_PER_READ = 2_000
+NO_EVENT = b"0-0"
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,9 @@ class Catch:
     claims: int
     events: list[tuple[bytes, dict[bytes, bytes]]]
     gap: bool
-    """Events between were dropped from the stream: only a reload helps."""
+    """The stream does not lead on from the given event: only a reload helps."""
+    forked: bool
+    """It was not trimmed away either: the store knows another history."""
     now_s: float
 
 
@@ -109,6 +118,27 @@ async def load_chunks(
     return list(zip(blobs[::2], blobs[1::2], strict=True))
 
 
+async def load_open_batches(redis: Redis, keys: RunKeys, number: int) -> dict[str, BatchRecord]:
+    """The batches that were open at a checkpoint, by request_id."""
+    blob = await load_record(redis, keys.open_batches(number))
+    return decode_records(blob or b"")
+
+
+async def load_leased(redis: Redis, keys: RunKeys) -> list[BatchRecord]:
+    """The batches with prompts that are leased and not reported."""
+    with store_errors():
+        leased = cast("list[bytes]", await redis.zrange(keys.leases, 0, -1))
+        async with redis.pipeline(transaction=True) as pipe:
+            for key in leased:
+                pipe.hmget(key, ["slots", "expire", "progress"])
+            found = await pipe.execute() if leased else []
+    batches = [
+        decode_open(key.decode().removeprefix(keys.prefix).split(":", 2)[2], values)
+        for key, values in zip(leased, found, strict=True)
+    ]
+    return [b.record for b in batches if b is not None and (b.progress_B < CLOSED).any()]
+
+
 async def load_record(redis: Redis, key: str) -> bytes | None:
     """A record kept for idempotency."""
     with store_errors():
@@ -122,11 +152,17 @@ async def catch_up(redis: Redis, keys: RunKeys, after: bytes) -> Catch:
             pipe.hmget(keys.meta, ["layout", "seq", "claims"])
             pipe.time()
             pipe.xrange(keys.events, min=b"(" + after, count=EVENTS_PER_READ)
+            pipe.xrange(keys.events, min=after, max=after)
             pipe.xrange(keys.events, count=1)
-            (layout, seq, claims), now, events, oldest = await pipe.execute()
-    gap = not oldest or _order(oldest[0][0]) > _order(after)
+            (layout, seq, claims), now, events, here, oldest = await pipe.execute()
     return Catch(
-        layout is not None, int(seq or 0), int(claims or 0), events, gap, now[0] + now[1] / 1e6
+        exists=layout is not None,
+        seq=int(seq or 0),
+        claims=int(claims or 0),
+        events=events,
+        gap=not here and after != NO_EVENT,
+        forked=not here and bool(oldest) and _order(oldest[0][0]) < _order(after),
+        now_s=now[0] + now[1] / 1e6,
     )
 
 
@@ -144,7 +180,7 @@ def _header(meta: dict[bytes, Any], last: list[tuple[bytes, Any]]) -> Header:
         )
         for w in document.windows
     }
-    event_id = last[0][0] if last else b"0-0"
+    event_id = last[0][0] if last else NO_EVENT
     return Header(
         document,
         int(meta[b"layout"]),

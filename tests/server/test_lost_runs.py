@@ -1,0 +1,98 @@
+"""A store that comes back empty or older than it was."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+
+from curriculum_api.v1 import operator_service_pb2 as op
+from curriculum_api.v1 import trainer_service_pb2 as tr
+from curriculum_server.store.embedded import EmbeddedValkey
+from tests.server.driving import RunDriver, refusal
+
+
+@pytest.fixture
+def lossy(loop_thread, tmp_path, start_server):
+    """A run on a server over a store of its own, and a connection to that store."""
+    valkey = EmbeddedValkey(tmp_path / "data", "everysec")
+    loop_thread.call(valkey.start())
+    server = start_server(redis=valkey.url)
+    store = redis.Redis(unix_socket_path=valkey.url.removeprefix("unix://"))
+    server.stubs.create_run("r")
+    server.stubs.add_prompts("r", 20)
+    run = RunDriver(server.stubs, "r")
+    run.play(0)
+    yield run, store, lambda: start_server(redis=valkey.url)
+    store.close()
+    loop_thread.call(valkey.stop())
+
+
+def every_call(run, batch):
+    trainer, operator = run.stubs.trainer, run.stubs.operator
+    return [
+        (trainer.NextBatch, run.next_request(step=1)),
+        (trainer.NextBatch, run.next_request("held", step=1)),
+        (trainer.ReportOutcomes, run.report_request(batch, {0: [1.0]})),
+        (trainer.ReleaseBatch, tr.ReleaseBatchRequest(run_id="r", batch_id="held")),
+        (operator.GetRun, op.GetRunRequest(run_id="r")),
+        (operator.GetStats, op.GetStatsRequest(run_id="r")),
+        (operator.ListPrompts, op.ListPromptsRequest(run_id="r")),
+        (operator.CreateRun, op.CreateRunRequest(run_id="r")),
+    ]
+
+
+def test_a_run_that_the_store_lost_is_data_loss_until_somebody_deletes_it(lossy):
+    run, store, _ = lossy
+    batch = run.next("held", step=1)
+    store.flushall()
+    for _ in range(2):
+        for call, request in every_call(run, batch):
+            answer = refusal(call, request)
+            assert (answer.status, answer.error) == ("DATA_LOSS", "CorruptStateError"), request
+            assert "the store does not hold this run any more" in answer.details
+    run.delete()
+    request = op.GetRunRequest(run_id="r")
+    assert refusal(run.stubs.operator.GetRun, request).status == "NOT_FOUND"
+    run.stubs.create_run("r")
+    assert run.get().prompt_count == 0
+
+
+def test_a_run_that_comes_back_is_served_on(lossy):
+    run, store, _ = lossy
+    before = run.seen()
+    kept = {key: (store.dump(key), max(0, store.pttl(key))) for key in store.scan_iter()}
+    store.flushall()
+    assert refusal(run.stubs.trainer.NextBatch, run.next_request()).status == "DATA_LOSS"
+    for key, (value, ttl) in kept.items():
+        store.restore(key, ttl, value)
+    assert run.seen() == before
+    run.play(1)
+
+
+def test_a_run_that_another_server_deleted_is_not_lost(lossy):
+    run, _, another_server = lossy
+    other = run.through(another_server().stubs)
+    other.delete()
+    answer = refusal(run.stubs.trainer.NextBatch, run.next_request())
+    assert answer.status == "NOT_FOUND"
+    other.stubs.create_run("r")
+    assert run.get().prompt_count == 0
+
+
+def test_a_store_that_went_back_is_believed_and_complained_of(lossy, caplog):
+    run, store, another_server = lossy
+    other = run.through(another_server().stubs)
+    older = {key: store.dump(key) for key in store.scan_iter()}
+    before = run.counts()
+    run.play(1)
+    other.play(1)
+    assert run.counts() == other.counts() != before
+    for key, value in older.items():
+        store.restore(key, 0, value, replace=True)
+    assert other.counts() == run.counts() == before
+    assert "store lost events run=r" in caplog.text
+    # As many events again, so that numbers alone would not tell: the stream does.
+    other.play(2)
+    assert run.counts() == other.counts()
+    fresh = run.through(another_server().stubs)
+    assert fresh.counts() == run.counts()
