@@ -65,6 +65,10 @@ class AsyncTrainerClient(ClientBase):
         """See TrainerClient.checkpoint."""
         return await self._run(self._core.checkpoint(name, policy_step))
 
+    async def delete_checkpoint(self, name: str) -> dict[str, int]:
+        """See TrainerClient.delete_checkpoint."""
+        return await self._run(self._core.delete_checkpoint(name))
+
     async def rollback(self, checkpoint_name: str, *, request_id: str | None = None) -> int:
         """See TrainerClient.rollback."""
         return await self._run(self._core.rollback(checkpoint_name, request_id))

@@ -88,8 +88,16 @@ class TrainerClient(ClientBase):
         self._run(self._core.publish_policy(policy_step, uri))
 
     def checkpoint(self, name: str, policy_step: int) -> dict[str, int]:
-        """Mark a point to return to; every kept checkpoint's policy step, oldest first."""
+        """Mark a point to return to; every kept checkpoint's policy step, oldest first.
+
+        Save `state_dict()` beside the weights: a trainer that loads it and rolls back asks for the
+        same batches again, and gets them, those fetched ahead of the checkpoint included.
+        """
         return self._run(self._core.checkpoint(name, policy_step))
+
+    def delete_checkpoint(self, name: str) -> dict[str, int]:
+        """Let a checkpoint go whose weights are gone; every kept checkpoint's policy step."""
+        return self._run(self._core.delete_checkpoint(name))
 
     def rollback(self, checkpoint_name: str, *, request_id: str | None = None) -> int:
         """Make the curriculum what it was at a checkpoint; that checkpoint's policy step.

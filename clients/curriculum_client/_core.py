@@ -153,6 +153,14 @@ class Core:
         response: pb.CheckpointResponse = yield from self.delivery.call("Checkpoint", request)
         return {kept.name: kept.policy_step for kept in response.checkpoints}
 
+    def delete_checkpoint(self, name: str) -> Flow[dict[str, int]]:
+        """Let a checkpoint go."""
+        request = pb.DeleteCheckpointRequest(run_id=self.settings.run_id, checkpoint_name=name)
+        response: pb.DeleteCheckpointResponse = yield from self.delivery.call(
+            "DeleteCheckpoint", request
+        )
+        return {kept.name: kept.policy_step for kept in response.checkpoints}
+
     def rollback(self, checkpoint_name: str, request_id: str | None) -> Flow[int]:
         """Return to a checkpoint and adopt the new timeline."""
         # Never derived from the state: going back to one checkpoint twice is two rollbacks.

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from curriculum_api.status import AWAY, delays
+from curriculum_api.status import AWAY, delays, pause_s
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ def retried(call: Call, retry_s: float) -> Flow[Any]:
         try:
             return (yield call)
         except AWAY as error:
+            delay_s = pause_s(error, delay_s)
             elapsed_s = time.monotonic() - started_s
             if elapsed_s + delay_s > retry_s:
                 error.add_note(f"{call.method}: attempts={attempt} elapsed_s={elapsed_s:.1f}")

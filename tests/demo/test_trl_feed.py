@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -28,7 +29,9 @@ class Driver:
         self.feed = CurriculumFeed(client, **feed)
         self.callback = self.feed.callback()
         self.num_generations = num_generations
-        self.state = SimpleNamespace(global_step=0, is_world_process_zero=True)
+        self.state = SimpleNamespace(
+            global_step=0, is_world_process_zero=True, stateful_callbacks={}
+        )
         self.reward = self.feed.reward(lambda completions, **_: [float(c) for c in completions])
 
     def begin(self, **changes: Any) -> Iterator[dict[str, Any]]:
@@ -57,6 +60,10 @@ class Driver:
     def end_step(self) -> None:
         self.state.global_step += 1
         self.callback.on_step_end(None, self.state, None)  # type: ignore[arg-type]
+
+    def save(self, output_dir: str = "", save_total_limit: int | None = None) -> None:
+        args: Any = SimpleNamespace(output_dir=output_dir, save_total_limit=save_total_limit)
+        self.callback.on_save(args, self.state, None)  # type: ignore[arg-type]
 
     def end(self) -> None:
         self.callback.on_train_end(None, self.state, None)  # type: ignore[arg-type]
@@ -182,7 +189,7 @@ def test_a_resumed_training_rolls_the_curriculum_back(new_run, connect, stats) -
         first.score(take(rows, PROMPTS_PER_STEP), [1, 0] * PROMPTS_PER_STEP)
         first.end_step()
         if step == 1:
-            first.callback.on_save(None, first.state, None)  # type: ignore[arg-type]
+            first.save()
     assert stats(run_id).group_count == 3 * PROMPTS_PER_STEP
     second = Driver(connect(run_id))
     second.state.global_step = 2
@@ -191,6 +198,49 @@ def test_a_resumed_training_rolls_the_curriculum_back(new_run, connect, stats) -
     assert stats(run_id).timeline == first.feed._client.timeline + 1
     second.score(take(rows, PROMPTS_PER_STEP), [1, 0] * PROMPTS_PER_STEP)
     assert stats(run_id).group_count == 3 * PROMPTS_PER_STEP
+
+
+def test_a_resumed_training_gets_the_batches_that_were_fetched_ahead(new_run, connect) -> None:
+    run_id = new_run(64, selection={"group_size": 2, "reach_attempt_factor": 1})
+
+    states: list[str] = []
+
+    def play(driver, rows, batch, steps):
+        served = []
+        for _ in range(steps):
+            ahead = take(rows, PROMPTS_PER_STEP)  # as TRL fetches before it scores
+            driver.score(batch, [1, 0] * PROMPTS_PER_STEP)
+            driver.end_step()
+            served.append([row["prompt_id"] for row in batch])
+            batch = ahead
+            if driver.state.global_step == 3:
+                driver.save()
+                states.append(json.dumps(driver.state.stateful_callbacks))
+        return served
+
+    first = Driver(connect(run_id))
+    rows = first.begin()
+    served = play(first, rows, take(rows, PROMPTS_PER_STEP), 6)
+    second = Driver(connect(run_id))
+    second.state.global_step = 3
+    second.state.stateful_callbacks = json.loads(states[0])
+    rows = second.begin(ignore_data_skip=True)
+    assert play(second, rows, take(rows, PROMPTS_PER_STEP), 3) == served[3:]
+
+
+def test_marks_go_with_the_checkpoints_that_trl_deletes(new_run, connect, stubs, tmp_path) -> None:
+    run_id = new_run(64, selection={"group_size": 2, "reach_attempt_factor": 1})
+    driver = Driver(connect(run_id))
+    rows = driver.begin()
+    for step in range(1, 4):
+        driver.score(take(rows, PROMPTS_PER_STEP), [1, 0] * PROMPTS_PER_STEP)
+        driver.end_step()
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if step == 3:
+            (tmp_path / "checkpoint-1").rmdir()
+        driver.save(str(tmp_path), save_total_limit=2)
+    run = stubs.operator.GetRun(op.GetRunRequest(run_id=run_id)).run
+    assert [mark.name for mark in run.checkpoints] == ["step-2", "step-3"]
 
 
 def test_prompts_may_be_made_into_messages(new_run, connect) -> None:

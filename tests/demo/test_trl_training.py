@@ -46,7 +46,30 @@ def even_length(completion_ids: list[list[int]], **_: Any) -> list[float]:
     return [float(len(ids) % 2 == 0) for ids in completion_ids]
 
 
-def train(client: TrainerClient, output_dir: Path, *, resume: bool) -> Any:
+class Crash(RuntimeError):
+    """What takes the trainer down."""
+
+
+class Recorder:
+    """A reward function that notes what it scores by step, and takes the trainer down at one."""
+
+    def __init__(self, crash_at: int | None = None) -> None:
+        self.__name__ = "recorder"
+        self.scored: dict[int, list[str]] = {}
+        self._crash_at = crash_at
+
+    def __call__(self, prompt_id: list[str] | None = None, **columns: Any) -> list[float]:
+        if prompt_id is not None:  # not an evaluation
+            step = columns["trainer_state"].global_step
+            self.scored[step] = prompt_id
+            if step == self._crash_at:
+                raise Crash
+        return even_length(**columns)
+
+
+def train(
+    client: TrainerClient, output_dir: Path, *, resume: bool, score: Any = even_length
+) -> Any:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -59,7 +82,7 @@ def train(client: TrainerClient, output_dir: Path, *, resume: bool) -> Any:
         processing_class=tokenizer,
         train_dataset=feed.dataset(),
         eval_dataset=Dataset.from_dict({"prompt": ["1 + 1"]}),
-        reward_funcs=feed.reward(even_length),
+        reward_funcs=feed.reward(score),
         callbacks=[feed.callback()],
         args=GRPOConfig(
             output_dir=str(output_dir),
@@ -107,3 +130,21 @@ def test_training_reports_every_rollout_once_and_resumes(
     assert resumed.timeline == seen.timeline + 1
     assert resumed.attempt_count == seen.attempt_count
     assert resumed.leased_prompt_count == 0
+
+
+def test_a_trainer_that_crashed_in_a_step_gets_the_same_prompts_when_it_resumes(
+    server: Any, stubs: Any, new_run: Any, tmp_path: Path
+) -> None:
+    """It saves at step 2, with the prompts of step 2 fetched ahead, and goes down in step 3."""
+    run_id = new_run(64, selection={"group_size": GROUP_SIZE, "reach_attempt_factor": 1})
+    first, second = Recorder(crash_at=3), Recorder()
+    with TrainerClient(server.address, run_id=run_id) as client, pytest.raises(Crash):
+        train(client, tmp_path, resume=False, score=first)
+    with TrainerClient(server.address, run_id=run_id) as client:
+        train(client, tmp_path, resume=True, score=second)
+    assert list(first.scored) == [0, 1, 2, 3]
+    assert list(second.scored) == [2, 3]
+    assert [second.scored[step] for step in (2, 3)] == [first.scored[step] for step in (2, 3)]
+    stats = stubs.operator.GetStats(op.GetStatsRequest(run_id=run_id)).stats
+    assert stats.attempt_count == STEPS * PROMPTS_PER_STEP * GROUP_SIZE
+    assert stats.leased_prompt_count == 0

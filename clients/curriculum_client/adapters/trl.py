@@ -21,9 +21,10 @@ import logging
 import operator
 import time
 import uuid
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 from accelerate.utils import broadcast_object_list
@@ -40,6 +41,9 @@ MAX_OPEN_BATCHES = 64
 """A rank that scores only parts of each batch cannot see when all is scored: it forgets the
 oldest batch instead. TRL is never more than a few batches ahead."""
 
+STATE_KEY = "CurriculumFeed"
+"""Where a checkpoint's trainer_state.json keeps the feed's state, beside those of callbacks."""
+
 EMPTY_POOL_WAIT_S = 30.0
 """How long prompts that others hold may take to come back before training fails."""
 
@@ -52,10 +56,14 @@ T = TypeVar("T")
 @dataclass
 class _OpenBatch:
     batch: Batch
+    client_state: dict[str, Any]
+    """The client's, before it asked for the batch."""
     unscored_count: int
     """Completions that are still to be scored, on this rank or another."""
     unspent_count: int
     """Attempts that were allotted and not reported by this rank."""
+    is_begun: bool = False
+    """Whether this rank has scored a part of it; until then it was only fetched ahead."""
 
 
 class CurriculumFeed:
@@ -79,6 +87,8 @@ class CurriculumFeed:
         self._prompts_per_batch = 0
         self._num_generations = 0
         self._policy_step = 0
+        self._resumed_steps: deque[int] = deque()
+        """The policy steps of batches that were fetched ahead of the checkpoint resumed from."""
         self._waited_s = 0.0
         self._open: dict[str, _OpenBatch] = {}
 
@@ -102,7 +112,9 @@ class CurriculumFeed:
         """Follows the trainer's steps, and at the end gives back what was not attempted.
 
         With `checkpoint`, a saved checkpoint also marks the curriculum, and a training that is
-        resumed from it (with ignore_data_skip=True) first rolls the curriculum back to the mark.
+        resumed from it (with ignore_data_skip=True) first rolls the curriculum back to the mark and
+        then gets the batches that the first one got. With save_total_limit, marks go with the
+        checkpoints that TRL deletes.
         """
         return _Callback(self, checkpoint)
 
@@ -132,9 +144,14 @@ class CurriculumFeed:
         return batch
 
     def _lease(self) -> Batch:
+        client_state = self._client.state_dict()
+        resumed = self._resumed_steps
         batch = self._client.next_batch(
-            prompt_count=self._prompts_per_batch, policy_step=self._policy_step
+            prompt_count=self._prompts_per_batch,
+            policy_step=resumed[0] if resumed else self._policy_step,
         )
+        if batch and resumed:
+            resumed.popleft()
         for served in batch:
             if served.attempt_count < self._num_generations:
                 self._client.release(batch)
@@ -145,6 +162,7 @@ class CurriculumFeed:
         if batch and not batch.is_fallback:
             self._open[batch.batch_id] = _OpenBatch(
                 batch,
+                client_state,
                 unscored_count=len(batch) * self._num_generations,
                 unspent_count=sum(served.attempt_count for served in batch),
             )
@@ -172,6 +190,7 @@ class CurriculumFeed:
                 policy_step=columns["trainer_state"].global_step,
                 token_counts=token_counts,
             )
+            self._open[batch_id].is_begun = True
             self._settle(batch_id, scored_count=len(rows), spent_count=len(scored))
 
     def _settle(self, batch_id: str, *, scored_count: int, spent_count: int) -> None:
@@ -200,6 +219,7 @@ class CurriculumFeed:
         self._prompts_per_batch = args.generation_batch_size // args.num_generations
         self._policy_step = state.global_step
         if state.global_step and roll_back:
+            self._load_state(state)
             [request_id] = broadcast_object_list([f"resume-{uuid.uuid4().hex}"])
             self._client.rollback(_mark(state), request_id=request_id)
 
@@ -207,6 +227,33 @@ class CurriculumFeed:
         self._policy_step = state.global_step
         self.service_time_s.append(self._waited_s)
         self._waited_s = 0.0
+        state.stateful_callbacks[STATE_KEY] = self._state()
+
+    def _state(self) -> dict[str, Any]:
+        """Where a resumed training goes on: at the first batch that nothing of is scored yet."""
+        ahead = [entry for entry in self._open.values() if not entry.is_begun]
+        position = ahead[0].client_state if ahead else self._client.state_dict()
+        # Reports of an older timeline are not repeated, so their numbers need not be kept.
+        return {
+            "client": {**position, "parts": {}},
+            "policy_steps": [entry.batch.policy_step for entry in ahead],
+        }
+
+    def _load_state(self, state: TrainerState) -> None:
+        saved = state.stateful_callbacks.get(STATE_KEY)
+        if saved is None:  # the checkpoint is from before the feed kept any
+            return
+        self._client.load_state_dict(saved["client"])
+        self._resumed_steps = deque(saved["policy_steps"])
+
+    def _checkpoint(self, args: TrainingArguments, state: TrainerState) -> None:
+        kept = self._client.checkpoint(_mark(state), policy_step=state.global_step)
+        if args.save_total_limit is None:
+            return
+        for name, step in kept.items():
+            weights = Path(args.output_dir, f"checkpoint-{step}")  # as TRL names it
+            if name == f"step-{step}" and not weights.exists():
+                self._client.delete_checkpoint(name)
 
     def _end(self) -> None:
         for entry in self._open.values():
@@ -236,7 +283,7 @@ class _Callback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if self._checkpoint and state.is_world_process_zero:
-            self._feed._client.checkpoint(_mark(state), policy_step=state.global_step)
+            self._feed._checkpoint(args, state)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
