@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,6 +16,9 @@ from curriculum_api.v1 import operator_service_pb2 as op
 from curriculum_api.v1 import prompt_pb2, run_pb2
 from curriculum_server.engine import engine
 from curriculum_server.store import batches, commit, reports
+
+
+AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
 @pytest.fixture
@@ -299,3 +304,56 @@ def test_reports_that_meet_a_rollback_count_before_it_or_are_refused(open_run):
                 report.result()
         assert run.stats().attempt_count == 0
         assert run.stats().leased_prompt_count == 0
+
+
+def test_servers_that_join_and_leave_under_load_serve_one_run(open_run, start_server):
+    """Four trainers over two servers, a third that joins and the second that is stopped under way:
+    no prompt is held twice at a time, every attempt counts once, and all believe the same."""
+    run = open_run(120, selection={"group_size": 2, "rest_steps": 1})
+    leaving = start_server()
+    servers = [run, run.through(leaving.stubs)]
+    held, held_lock, counted = set(), threading.Lock(), Counter()
+    joined = threading.Event()
+
+    def ask(call, request):
+        """As a client does: the same request again, through whatever server answers."""
+        while True:
+            server = random.choice(servers)
+            try:
+                return call(server, request)
+            except (grpc.RpcError, ValueError) as error:  # ValueError: its channel was closed
+                if isinstance(error, grpc.RpcError) and error.code() not in AWAY:
+                    raise
+
+    def lease(server, request):
+        return server.stubs.trainer.NextBatch(request).batch
+
+    def count(server, request):
+        return server.stubs.trainer.ReportOutcomes(request).receipt
+
+    def train(trainer):
+        for step in range(30):
+            batch = ask(lease, run.next_request(f"{trainer}-{step}", count=6, step=step))
+            with held_lock:
+                assert not held & ids(batch)
+                held.update(ids(batch))
+            groups = {p.slot: [1.0, float(step % 2)] for p in batch.prompts[:-1]}
+            with held_lock:  # before the report: from then on others may have them
+                held.difference_update(ids(batch))
+            ask(count, run.report_request(batch, groups, request_id=f"{trainer}-{step}"))
+            with held_lock:
+                counted.update({p.prompt.prompt_id: 2 for p in batch.prompts[:-1]})
+            ask(lambda server, batch: server.release(batch), batch)
+            if trainer == 0 and step == 10:
+                servers.append(run.through(start_server().stubs))
+                joined.set()
+            if trainer == 1 and step == 15:
+                joined.wait(30)
+                leaving.stop()
+
+    with ThreadPoolExecutor(4) as trainers:
+        list(trainers.map(train, range(4)))
+    remaining = [servers[0], servers[2], run.through(start_server().stubs)]
+    shown = {i: attempts for i, (attempts, _) in remaining[0].counts().items()}
+    assert shown == dict(counted)
+    assert len({server.seen() for server in remaining}) == 1
