@@ -67,6 +67,7 @@ class Run:
         self._mirror: Mirror | None = None
         self._clock_offset_s = 0.0
         self._known_seq = 0
+        self._tidy_layout = -1  # the layout that was found to need no merging
 
     @property
     def run_id(self) -> str:
@@ -135,7 +136,10 @@ class Run:
     async def tidy(self) -> None:
         """Merge windows that are seen as one; some other time if the run changes meanwhile. Calls
         go on meanwhile: only the reading of what came of it takes the lock."""
-        while self.mirror.document.merges():
+        while self.is_loaded and self.mirror.layout != self._tidy_layout:
+            if not self.mirror.document.merges():
+                self._tidy_layout = self.mirror.layout
+                return
             header = await self._header()
             groups = header.document.merges()
             names = column_names([c.name for c in self.mirror.config.channels])
