@@ -87,8 +87,10 @@ def test_a_store_that_went_back_is_believed_and_complained_of(lossy, caplog):
     run.play(1)
     other.play(1)
     assert run.counts() == other.counts() != before
-    for key, value in older.items():
-        store.restore(key, 0, value, replace=True)
+    with store.pipeline(transaction=True) as at_once:  # as a failover or a restart is
+        for key, value in older.items():
+            at_once.restore(key, 0, value, replace=True)
+        at_once.execute()
     assert other.counts() == run.counts() == before
     assert "store lost events run=r" in caplog.text
     # As many events again, so that numbers alone would not tell: the stream does.
