@@ -1,4 +1,5 @@
-# Needs Python 3.11 or newer and GNU make; everything else goes into .venv and .venv-protos.
+# Needs Python 3.11 or newer and GNU make; everything else goes into .venv, .venv-protos and
+# .venv-deploy.
 
 PYTHON ?= python3
 # Test processes side by side.
@@ -6,6 +7,8 @@ JOBS ?= 2
 # An index for PyTorch on Linux, where PyPI serves the CUDA build. The CPU build is a tenth of the
 # size: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+# A recorded run for bench-replay: JSON, prompt -> share of 8 attempts correct at each visit.
+TRACE ?=
 # The commit or tag whose contract the present one must not break; the latest release by default.
 AGAINST ?=
 # Handed to the program that a target runs: `make test ARGS='-k lease'`.
@@ -15,11 +18,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOS_VENV := .venv-protos
 PROTOS_BIN := $(PROTOS_VENV)/bin
+DEPLOY_VENV := .venv-deploy
+DEPLOY_BIN := $(DEPLOY_VENV)/bin
 SCRATCH := .build
 
 # Generated code refuses a protobuf runtime older than its generator, so the generator stays old on
 # purpose: this one's output runs with every protobuf >= 5.29 that a trainer may have installed.
 PROTO_TOOLS := grpcio-tools==1.67.1 'setuptools<81' mypy-protobuf==3.6.0 buf-bin==1.75.0
+# Both hold the schemas that they check against and need no network. Some 160 MB, most
+# of it Kubernetes' schemas.
+DEPLOY_TOOLS := check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 PROTO_DIR := protos/curriculum_api/v1
 
 COMPILED := pip compiles pycosat, which reasoning-gym needs, with a C compiler and Python's \
@@ -35,10 +43,10 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check lint types contract protos bench format constraints clean
+.PHONY: help demo test check lint types contract deployment protos bench bench-overload fuzz chaos bench-pool bench-replay bench-worlds format constraints clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## set up, then run the demonstration
 	@$(BIN)/python clients/examples/demo/main.py $(ARGS)
@@ -47,7 +55,7 @@ test: $(VENV)/.dev ## set up, then run every test that needs no GPU
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not gpu" $(ARGS)
 
-check: lint types contract ## set up, then run every check that runs no code of ours
+check: lint types contract deployment ## set up, then run every check that runs no code of ours
 
 lint: $(VENV)/.dev ## ruff and the directions of imports
 	@echo "==> ruff"
@@ -94,6 +102,14 @@ contract: $(PROTOS_VENV)/.installed ## buf, and whether the generated code belon
 	  && tar -xf $(SCRATCH)/released.tar -C $(SCRATCH)/released \
 	  && $(PROTOS_BIN)/buf breaking --against $(SCRATCH)/released
 
+deployment: $(DEPLOY_VENV)/.installed ## the files in server/deploy against Compose's and Kubernetes' schemas
+	@echo "==> compose files"
+	@$(DEPLOY_BIN)/check-jsonschema --builtin-schema vendor.compose-spec \
+	  server/deploy/compose*.yaml
+	@echo "==> kubernetes manifests"
+	@$(DEPLOY_BIN)/kubernetes-validate --strict --quiet \
+	  $(filter-out %/kustomization.yaml,$(wildcard server/deploy/kubernetes/*.yaml))
+
 protos: $(PROTOS_VENV)/.installed ## generate the Python code of the contract again
 	@echo "==> protoc"
 	$(call generate,$(SCRATCH)/protos)
@@ -104,6 +120,26 @@ protos: $(PROTOS_VENV)/.installed ## generate the Python code of the contract ag
 bench: $(VENV)/.dev ## set up, then measure the service's speed
 	@$(BIN)/python tests/bench/bench_selection.py
 	@$(BIN)/python tests/bench/bench_service.py $(ARGS)
+
+bench-overload: $(VENV)/.dev ## set up, then measure many more callers than can be served
+	@$(BIN)/python tests/bench/bench_overload.py $(ARGS)
+
+fuzz: $(VENV)/.dev ## set up, then send random requests for long; FUZZ_EXAMPLES=2000 for each RPC
+	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-2000} $(BIN)/python -m pytest --timeout 7200 $(ARGS) \
+	  tests/server/test_fuzzed_requests.py tests/server/test_hostile_requests.py
+
+bench-pool: $(VENV)/.dev ## set up, then fill one run until it is large; ARGS='--sizes 100000'
+	@$(BIN)/python tests/bench/bench_pool.py $(ARGS)
+
+bench-replay: $(VENV)/.dev ## set up, then replay a recorded run: make bench-replay TRACE=FILE
+	@$(if $(TRACE),,echo "TRACE=: name a recorded run"; exit 2)
+	@$(BIN)/python -m tests.bench.replay $(TRACE) $(ARGS)
+
+bench-worlds: $(VENV)/.dev ## set up, then compare methods on simulated learners; ARGS=--quick
+	@$(BIN)/python -m tests.bench.worlds $(ARGS)
+
+chaos: $(VENV)/.dev ## set up, then inject faults under load and count what is lost
+	@$(BIN)/python -m tests.chaos.main $(ARGS)
 
 format: $(VENV)/.dev ## let ruff format the code and repair what it can
 	@$(BIN)/ruff check --fix .
@@ -123,7 +159,7 @@ constraints: ## resolve the newest versions of the rest and write them to constr
 	@mv $(SCRATCH)/constraints.txt constraints.txt
 
 clean: ## remove the environments, builds and caches
-	rm -rf $(VENV) $(PROTOS_VENV) $(SCRATCH) dist
+	rm -rf $(VENV) $(PROTOS_VENV) $(DEPLOY_VENV) $(SCRATCH) dist
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -146,6 +182,9 @@ $(BIN)/python:
 
 $(PROTOS_BIN)/python:
 	$(call make_venv,$(PROTOS_VENV))
+
+$(DEPLOY_BIN)/python:
+	$(call make_venv,$(DEPLOY_VENV))
 
 # First and alone, or pip may choose a build with gigabytes of CUDA libraries.
 $(VENV)/.torch: constraints.txt | $(BIN)/python
@@ -171,4 +210,9 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.torch
 $(PROTOS_VENV)/.installed: Makefile | $(PROTOS_BIN)/python
 	@echo "==> $(PROTOS_VENV): protoc, its plug-ins and buf"
 	@$(PROTOS_BIN)/python $(PIP_INSTALL) $(PROTO_TOOLS)
+	@touch $@
+
+$(DEPLOY_VENV)/.installed: Makefile | $(DEPLOY_BIN)/python
+	@echo "==> $(DEPLOY_VENV): schemas of Compose and Kubernetes"
+	@$(DEPLOY_BIN)/python $(PIP_INSTALL) $(DEPLOY_TOOLS)
 	@touch $@

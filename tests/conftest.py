@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
 
 import grpc
 import pytest
+import redis
 
 from curriculum_api.limits import MAX_MESSAGE_BYTES
 from curriculum_api.v1 import operator_service_pb2 as op
@@ -24,6 +25,7 @@ from curriculum_api.v1.trainer_service_pb2_grpc import TrainerServiceStub
 from curriculum_server.app import App
 from curriculum_server.config import ServerConfig
 from curriculum_server.store.embedded import EmbeddedValkey
+from curriculum_server.store.inventory import is_permanent
 
 CONFIG = ServerConfig(listen="127.0.0.1:0", metrics="off", drain_s=1)
 OPTIONS = [
@@ -111,6 +113,29 @@ def store_url(loop_thread: LoopThread, tmp_path_factory: pytest.TempPathFactory)
     loop_thread.call(valkey.start())
     yield valkey.url
     loop_thread.call(valkey.stop())
+
+
+_checked: set[bytes] = set()
+
+
+@pytest.fixture(autouse=True)
+def leaked_keys(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After every test, each key that is new in the shared store has a time to live or is one that
+    lives as long as its run."""
+    uses_store = "store_url" in request.fixturenames
+    client = redis.Redis.from_url(request.getfixturevalue("store_url")) if uses_store else None
+    yield
+    if client is None:
+        return
+    with closing(client):
+        new = set(client.scan_iter(count=10_000)) - _checked
+        suspects = [key for key in new if not is_permanent(key)]
+        pipe = client.pipeline(transaction=False)
+        for key in suspects:
+            pipe.ttl(key)
+        ttls = dict(zip(suspects, pipe.execute(), strict=True))
+        _checked.update(new)
+    assert not [key for key, ttl in ttls.items() if ttl == -1]
 
 
 @pytest.fixture(scope="session")

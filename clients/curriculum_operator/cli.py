@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,12 @@ import click
 from curriculum_api.channel import TlsConfig
 from curriculum_api.v1.operator_service_pb2 import DESCRIPTOR
 from curriculum_operator.commands.add import add
+from curriculum_operator.commands.doctor import doctor
 from curriculum_operator.commands.prompts import prompts
 from curriculum_operator.commands.runs import runs
 from curriculum_operator.commands.stats import boundary, stats
+from curriculum_operator.commands.transfer import export, import_, installed_version
 from curriculum_operator.session import Settings, failures_shown, group_options, print_json
-
-DISTRIBUTION = "edge-curriculum"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -44,7 +43,7 @@ def cli(
 def version(settings: Settings, *, as_json: bool) -> None:
     """Show the versions of this program and of its contract."""
     found: dict[str, Any] = {
-        "version": _installed_version(),
+        "version": installed_version(),
         "contract": DESCRIPTOR.package,
         "python": platform.python_version(),
     }
@@ -54,15 +53,10 @@ def version(settings: Settings, *, as_json: bool) -> None:
         click.echo("{version} ({contract}, Python {python})".format(**found))
 
 
-def _installed_version() -> str:
-    try:
-        return importlib.metadata.version(DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
 prompts.add_command(add)
-for command in (runs, prompts, stats, boundary):
+runs.add_command(export)
+runs.add_command(import_)
+for command in (runs, prompts, stats, boundary, doctor):
     cli.add_command(command)
 
 

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from curriculum_api import errors
 from curriculum_api.channel import TlsConfig, bearer, open_channel
-from curriculum_api.status import AWAY, delays, error_from_rpc
+from curriculum_api.status import AWAY, delays, error_from_rpc, pause_s
 from curriculum_api.v1.operator_service_pb2_grpc import OperatorServiceStub
 
 _Response = TypeVar("_Response")
@@ -58,7 +58,7 @@ class Connection:
             try:
                 return self.call(rpc, request)
             except AWAY as error:
-                delay_s = next(pauses)
+                delay_s = pause_s(error, next(pauses))
                 if time.monotonic() + delay_s > give_up_at:
                     raise
                 on_retry(error)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from curriculum_api.status import delays
+from curriculum_api.status import delays, pause_s
 
 _T = TypeVar("_T")
 
@@ -32,7 +32,7 @@ class Patience:
             try:
                 result = call()
             except away as error:
-                delay_s = next(pauses)
+                delay_s = pause_s(error, next(pauses))
                 if time.monotonic() + delay_s > started_s + self._patience_s():
                     raise
                 if what not in self._away:

@@ -55,6 +55,9 @@ class ConflictError(CurriculumError):
 class OverloadedError(CurriculumError):
     """A bound of the service is reached; try again later."""
 
+    retry_after_s: float | None = None
+    """How long the service asks to wait; None when it does not say."""
+
 
 class StoreUnavailableError(CurriculumError, ConnectionError):
     """The service or its store cannot be reached; the same call may be repeated."""

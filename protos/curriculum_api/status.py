@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import grpc
 
@@ -14,6 +14,10 @@ AWAY = (errors.StoreUnavailableError, errors.DeadlineError, errors.OverloadedErr
 
 FIRST_DELAY_S = 0.1
 LAST_DELAY_S = 5.0
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+"""Trailing metadata, by gRPC's own convention: when a refused call may be repeated."""
+MOST_PUSHBACK_S = 30.0
+"""Whatever a server or proxy asks for beyond this is not waited for."""
 
 # Not the global generator, whose seed belongs to the trainer; and forked ranks must differ.
 _jitter = random.SystemRandom()
@@ -26,8 +30,9 @@ _ERRORS_BY_STATUS: dict[grpc.StatusCode, type[errors.CurriculumError]] = {
 def error_from_rpc(rpc_error: grpc.RpcError) -> errors.CurriculumError:
     """The contract's error that a failed call stands for, with gRPC's as its cause.
 
-    A status outside the contract (INTERNAL, UNKNOWN, UNIMPLEMENTED, CANCELLED) becomes the base
-    class, with the status in front, because the details of such a status often say little.
+    A status outside the contract (INTERNAL, UNKNOWN, UNIMPLEMENTED) becomes the base class, with
+    the status in front, because the details of such a status often say little. CANCELLED is what a
+    server that is stopping answers to calls that reach it too late: it is away.
     """
     error = _without_cause(rpc_error)
     error.__cause__ = rpc_error
@@ -38,9 +43,19 @@ def _without_cause(rpc_error: grpc.RpcError) -> errors.CurriculumError:
     if not isinstance(rpc_error, grpc.Call | grpc.aio.AioRpcError):
         return errors.CurriculumError(str(rpc_error) or type(rpc_error).__name__)
     status, details = rpc_error.code(), rpc_error.details() or ""
+    if status is grpc.StatusCode.CANCELLED:
+        return errors.StoreUnavailableError(f"{status.name}: {details or 'the server is stopping'}")
     if status not in _ERRORS_BY_STATUS:
         return errors.CurriculumError(f"{status.name}: {details}")
-    return _ERRORS_BY_STATUS[status](details or status.name)
+    error = _ERRORS_BY_STATUS[status](details or status.name)
+    if isinstance(error, errors.OverloadedError):
+        error.retry_after_s = _pushback_s(rpc_error.trailing_metadata() or ())
+    return error
+
+
+def _pushback_s(metadata: Iterable[tuple[str, str | bytes]]) -> float | None:
+    given = next((str(value) for key, value in metadata if key == PUSHBACK_KEY), "")
+    return min(int(given) / 1e3, MOST_PUSHBACK_S) if given.isdecimal() else None
 
 
 def delays() -> Iterator[float]:
@@ -49,3 +64,10 @@ def delays() -> Iterator[float]:
     while True:
         yield delay_s * _jitter.uniform(0.5, 1.0)
         delay_s = min(2 * delay_s, LAST_DELAY_S)
+
+
+def pause_s(error: Exception, delay_s: float) -> float:
+    """How long to wait after an error when it would be `delay_s` by itself: no less than the
+    service asks for, and not at the same moment as all others that it told the same."""
+    asked_s = error.retry_after_s if isinstance(error, errors.OverloadedError) else None
+    return delay_s if asked_s is None else max(delay_s, asked_s * _jitter.uniform(1.0, 1.5))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
@@ -22,15 +22,17 @@ from curriculum_api.errors import CurriculumError, StateError
 from curriculum_api.limits import MAX_MESSAGE_BYTES
 from curriculum_api.v1 import operator_service_pb2, probe_service_pb2, trainer_service_pb2
 from curriculum_server import logs
+from curriculum_server.admission import OPERATOR_BOUNDS, STEP_BOUNDS, Admission
 from curriculum_server.config import ServerConfig, read_config, split_address, without_secrets
 from curriculum_server.engine.engine import Engine
+from curriculum_server.health import SERVING, StoreHealth
 from curriculum_server.rpc import generic_handler
 from curriculum_server.security import Tokens, check_exposure, read_credentials, read_tokens
 from curriculum_server.services.operator import OperatorService
 from curriculum_server.services.probe import ProbeService
 from curriculum_server.services.trainer import TrainerService
-from curriculum_server.store.connection import check_server, connect
 from curriculum_server.store.embedded import EmbeddedValkey
+from curriculum_server.store.opening import open_store
 
 SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -38,6 +40,19 @@ SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),  # so that a port in use is an error, not a second listener
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # More calls of one connection wait on the caller's side.
+    ("grpc.max_concurrent_streams", 100),
+    # Callers that went away without a word are noticed, and with them what is held for them.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # Connections that never become one, and those that nobody uses; clients connect again.
+    ("grpc.server_handshake_timeout_ms", 20_000),
+    ("grpc.max_connection_idle_ms", 15 * 60_000),
+    # Ends calls whose callers never take the answer; all others end within the grace.
+    ("grpc.max_connection_age_ms", 30 * 60_000),
+    ("grpc.max_connection_age_grace_ms", 2 * 60_000),
+    ("grpc.max_allowed_incoming_connections", 4096),
+    ("grpc.max_metadata_size", 16 * 1024),
 ]
 
 GC_THRESHOLDS = (20_000, 20, 50)
@@ -88,27 +103,33 @@ class App:
         tokens = read_tokens(self.config.tokens)
         metrics = self._start_metrics()
         url, where = await self._start_store()
-        redis = connect(url)
-        engine = Engine(redis)
+        redis, version = await open_store(url)
+        engine = self.engine = Engine(redis)
         self._closing.push_async_callback(engine.stop)
-        version = await check_server(redis)
+        steps, operators = Admission(STEP_BOUNDS), Admission(OPERATOR_BOUNDS)
         services = (
-            (trainer_service_pb2, "TrainerService", TrainerService(engine)),
-            (probe_service_pb2, "ProbeService", ProbeService(engine)),
-            (operator_service_pb2, "OperatorService", OperatorService(engine)),
+            (trainer_service_pb2, "TrainerService", TrainerService(engine), steps),
+            (probe_service_pb2, "ProbeService", ProbeService(engine), steps),
+            (operator_service_pb2, "OperatorService", OperatorService(engine), operators),
         )
-        names = [health.SERVICE_NAME, reflection.SERVICE_NAME]
-        for module, name, servicer in services:
+        names: list[str] = []
+        for module, name, servicer, admission in services:
             descriptor = module.DESCRIPTOR.services_by_name[name]
             names.append(descriptor.full_name)
-            self._server.add_generic_rpc_handlers((generic_handler(descriptor, servicer, tokens),))
+            handler = generic_handler(descriptor, servicer, tokens, admission)
+            self._server.add_generic_rpc_handlers((handler,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(names, self._server)
+        shown = (health.SERVICE_NAME, reflection.SERVICE_NAME, *names)
+        reflection.enable_server_reflection(shown, self._server)
+        store_health = StoreHealth(self._health, redis, names)
+        self._closing.push_async_callback(store_health.stop)
         address = self._bind(tokens)
+        await self._start_health()
         await engine.start()
         await self._server.start()
-        for name in ("", *names):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        for name in ("", health.SERVICE_NAME, reflection.SERVICE_NAME):
+            await self._health.set(name, SERVING)
+        await store_health.start()
         return Serving(address, f"{version}, {where}", metrics)
 
     async def _start_store(self) -> tuple[str, str]:
@@ -140,6 +161,16 @@ class App:
         self._closing.callback(close)
         return f"http://{host}:{server.server_port}/metrics"
 
+    async def _start_health(self) -> None:
+        """Besides, on a port for health alone. It goes on telling while calls are drained."""
+        if self.config.health == "off":
+            return
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        _listen(server, "health", self.config.health)
+        self._closing.push_async_callback(server.stop, None)
+        await server.start()
+
     def _bind(self, tokens: Tokens) -> str:
         config = self.config
         host, _ = split_address("listen", config.listen)
@@ -148,17 +179,24 @@ class App:
         )
         if not config.allow_insecure:
             check_exposure(config.listen, host, encrypted=credentials is not None, tokens=tokens)
-        try:
-            if credentials is None:
-                port = self._server.add_insecure_port(config.listen)
-            else:
-                port = self._server.add_secure_port(config.listen, credentials)
-        except RuntimeError as error:
-            raise StateError(
-                f"listen={config.listen}: cannot listen; is the port in use? choose another "
-                "address with --listen HOST:PORT"
-            ) from error
-        return f"{host}:{port}"
+        return f"{host}:{_listen(self._server, 'listen', config.listen, credentials)}"
+
+
+def _listen(
+    server: grpc.aio.Server,
+    name: str,
+    address: str,
+    credentials: grpc.ServerCredentials | None = None,
+) -> int:
+    try:
+        if credentials is None:
+            return int(server.add_insecure_port(address))
+        return int(server.add_secure_port(address, credentials))
+    except RuntimeError as error:
+        raise StateError(
+            f"{name}={address}: cannot listen; is the port in use? choose another address with "
+            f"--{name} HOST:PORT"
+        ) from error
 
 
 async def serve(config: ServerConfig) -> None:

@@ -20,6 +20,10 @@ FOREIGN_VARIABLES = frozenset(
 """Read by the clients, or to find the TOML file."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 APPENDFSYNC = ("always", "everysec")
+STORE_SCHEMES = (
+    *("redis://", "rediss://", "unix://"),
+    *("redis+sentinel://", "rediss+sentinel://"),
+)
 
 
 def default_data_dir() -> str:
@@ -33,11 +37,14 @@ class ServerConfig:
 
     Attributes:
         listen: where gRPC listens; port 0 takes a free one.
-        redis: URL of a Redis or Valkey; empty starts the embedded Valkey.
+        redis: URL of a Redis or Valkey, of any node of a cluster, or of sentinels and the service
+            they watch; empty starts the embedded Valkey.
         data_dir: where the embedded Valkey keeps its files.
         appendfsync: when the embedded Valkey's log reaches the disk. "everysec" can lose the last
             second if the machine dies; "always" loses nothing and about halves the rate.
         metrics: where Prometheus reads; "off" for nowhere.
+        health: where `grpc.health.v1` is served besides, in clear and to everybody, for probes that
+            speak no TLS; "off" for nowhere.
         tls_server_cert: PEM file of the server's certificate.
         tls_server_key: PEM file of its key.
         tls_client_ca: PEM file of the CA whose certificates callers must show.
@@ -53,6 +60,7 @@ class ServerConfig:
     data_dir: str = ""
     appendfsync: str = "everysec"
     metrics: str = "127.0.0.1:9464"
+    health: str = "off"
     tls_server_cert: str = ""
     tls_server_key: str = ""
     tls_client_ca: str = ""
@@ -64,11 +72,14 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         split_address("listen", self.listen)
-        if self.metrics != "off":
-            split_address("metrics", self.metrics)
-        if self.redis and not self.redis.startswith(("redis://", "rediss://", "unix://")):
+        for name in ("metrics", "health"):
+            if (address := getattr(self, name)) != "off":
+                split_address(name, address)
+        if self.redis and not self.redis.startswith(STORE_SCHEMES):
             shown = without_secrets(self.redis)
-            raise _refused("redis", shown, "a redis://, rediss:// or unix:// URL")
+            raise _refused(
+                "redis", shown, "a redis://, rediss:// or unix:// URL, or redis+sentinel://"
+            )
         if self.appendfsync not in APPENDFSYNC:
             raise _refused("appendfsync", self.appendfsync, f"one of {', '.join(APPENDFSYNC)}")
         if self.log_level not in LOG_LEVELS:
@@ -117,10 +128,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="FILE", help="TOML file with the keys below")
     helps = {
         "listen": ("HOST:PORT", "where gRPC listens; port 0 takes a free one"),
-        "redis": ("URL", "Redis or Valkey to use; without it an embedded Valkey is started"),
+        "redis": (
+            "URL",
+            "Redis, Valkey or cluster to use; without it an embedded Valkey is started",
+        ),
         "data_dir": ("DIR", "where the embedded Valkey keeps its files"),
         "appendfsync": ("|".join(APPENDFSYNC), "when the embedded Valkey's log reaches the disk"),
         "metrics": ("HOST:PORT", 'where Prometheus reads, or "off"'),
+        "health": ("HOST:PORT", 'where health is served in clear besides, or "off"'),
         "tls_server_cert": ("FILE", "the server's certificate, PEM"),
         "tls_server_key": ("FILE", "its key, PEM"),
         "tls_client_ca": ("FILE", "ask callers for a certificate of this CA, PEM"),

@@ -18,6 +18,7 @@ from curriculum_server.engine.mirror import Mirror
 from curriculum_server.engine.reporting import Attempts, ReportRequest, report_digest
 from curriculum_server.store.columns import ATTEMPTS, PASSES
 from curriculum_server.store.document import Document
+from curriculum_server.store.load import Header
 from curriculum_server.store.reports import Receipt
 from curriculum_server.wire import prompt_field
 
@@ -40,15 +41,15 @@ def config_changes(message: run_pb2.RunConfig) -> dict[str, Any]:
     return changes
 
 
-def run_message(run_id: str, mirror: Mirror) -> run_pb2.Run:
+def run_message(run_id: str, state: Mirror | Header) -> run_pb2.Run:
     """A run as operators see it."""
-    document = mirror.document
+    document = state.document
     message = run_pb2.Run(
         run_id=run_id,
-        config=_config_message(mirror.config),
+        config=_config_message(RunConfig.from_mapping(document.config)),
         prompt_count=document.prompt_count,
         timeline=document.timeline,
-        policy_step=mirror.policy_step,
+        policy_step=state.policy_step,
         create_time=Timestamp(
             seconds=document.create_ms // 1000, nanos=document.create_ms % 1000 * 1_000_000
         ),

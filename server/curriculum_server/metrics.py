@@ -22,6 +22,7 @@ MIXED_GROUPS = Counter(
     "curriculum_mixed_groups_total", "Completed groups with a pass and a fail", ["run"]
 )
 DUPLICATE_REPORTS = Counter("curriculum_duplicate_reports_total", "Repeated reports", ["run"])
+STORE_REACHABLE = Gauge("curriculum_store_reachable", "1 while the store answers, else 0")
 STORE_REGRESSIONS = Counter(
     "curriculum_store_regressions_total", "Times that the store went back in time", ["run"]
 )

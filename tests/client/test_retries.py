@@ -12,7 +12,7 @@ import curriculum_client
 from curriculum_api import errors
 from curriculum_client import CurriculumError, DeadlineError, OverloadedError, StoreUnavailableError
 
-REPEATED = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
+REPEATED = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED")
 ERRORS = {name: error for error, name in errors.STATUS_NAMES.items()}
 
 
@@ -31,7 +31,8 @@ async def test_every_status_becomes_its_error_with_its_text(connect, service, st
     async with connect(retry_s=0) as client:
         with pytest.raises(CurriculumError) as caught:
             await client.next_batch(7, policy_step=0)
-    expected = ERRORS.get(status, CurriculumError)
+    outside = StoreUnavailableError if status == "CANCELLED" else CurriculumError
+    expected = ERRORS.get(status, outside)
     assert type(caught.value) is expected
     assert isinstance(caught.value.__cause__, grpc.RpcError)
     unknown = f"{status}: prompt_count=7: is odd"

@@ -97,6 +97,7 @@ class PlainValkey:
         # A socket's path is limited to about 100 bytes, so it is not in pytest's folder.
         self._folder = tempfile.TemporaryDirectory(prefix="plain-valkey-")
         self.socket = f"{self._folder.name}/valkey.sock"
+        self.environment: dict[str, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -111,7 +112,10 @@ class PlainValkey:
         }
         flags = [part for name, value in settings.items() for part in (f"--{name}", value)]
         self._process = subprocess.Popen(
-            [str(binary_path()), *flags], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            [str(binary_path()), *flags],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, **self.environment},
         )
         client = redis.Redis.from_url(self.url)
         deadline = time.monotonic() + 20

@@ -8,13 +8,9 @@ from collections import Counter
 
 import grpc
 import pytest
-from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.duration_pb2 import Duration
 
-from curriculum_api.v1 import batch_pb2, prompt_pb2, run_pb2, stats_pb2
-from curriculum_api.v1 import operator_service_pb2 as op
-from curriculum_api.v1 import probe_service_pb2 as pr
-from curriculum_api.v1 import trainer_service_pb2 as tr
+from curriculum_api.v1 import run_pb2
+from tests.server.twisting import METHODS, twist, valid_requests
 
 FORESEEN = {
     grpc.StatusCode.OK,
@@ -24,102 +20,8 @@ FORESEEN = {
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.ABORTED,
 }
-METHODS = [
-    method
-    for module in (tr, pr, op)
-    for service in module.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-    if method.name not in ("DeleteRun",)
-]
-TEXTS = ["", "a", "held", "start", "p1", "d0", "\u0000", "é∑🧮", "x" * 3000, "..", "*", "\n"]
-NUMBERS = {
-    FieldDescriptor.CPPTYPE_UINT32: [0, 1, 2, 7, 8, 4096, 4097, 2**31, 2**32 - 1],
-    FieldDescriptor.CPPTYPE_UINT64: [0, 1, 5, 10_000, 2**32 - 2, 2**32, 2**63, 2**64 - 1],
-    FieldDescriptor.CPPTYPE_INT64: [-(2**63), -1, 0, 1, 60, 315_576_000_001, 2**63 - 1],
-    FieldDescriptor.CPPTYPE_INT32: [-(2**31), -1, 0, 1, 999_999_999, 2**31 - 1],
-    FieldDescriptor.CPPTYPE_FLOAT: [0.0, 1.0, 0.5, -0.0, -1.0, 1e-45, 3e38, math.nan, math.inf],
-    FieldDescriptor.CPPTYPE_DOUBLE: [0.0, 1.0, 0.5, -1.0, 5e-324, 1e308, math.nan, -math.inf],
-    FieldDescriptor.CPPTYPE_ENUM: [0, 1, 4, 5, -1, 99],
-    FieldDescriptor.CPPTYPE_BOOL: [False, True],
-}
-
-
-def twist(message, rng):
-    """Give one field of the message, or of one within it, an odd value."""
-    field = rng.choice(list(message.DESCRIPTOR.fields))
-    if field.message_type and field.message_type.GetOptions().map_entry:
-        twist_map(getattr(message, field.name), field.message_type.fields_by_name["value"], rng)
-    elif field.message_type and field.is_repeated:
-        items = getattr(message, field.name)
-        twist(rng.choice(items) if items and rng.random() < 0.9 else items.add(), rng)
-    elif field.message_type:
-        twist(getattr(message, field.name), rng)
-    elif field.is_repeated:
-        items = getattr(message, field.name)
-        count = rng.choice([len(items), len(items), 0, 1, 20])
-        items[:] = [rng.choice([*items, odd(field, rng)]) for _ in range(count)]
-    else:
-        setattr(message, field.name, odd(field, rng))
-
-
-def twist_map(items, entry, rng):
-    key = rng.choice([*items, *TEXTS])
-    if entry.message_type:
-        twist(items[key], rng)
-    else:
-        items[key] = odd(entry, rng)
-
-
-def odd(field, rng):
-    return rng.choice(NUMBERS.get(field.cpp_type, TEXTS))
-
-
-def valid_requests(run, held):
-    """One request that is taken for each method, by name."""
-    name = {"run_id": run.run_id}
-    group = {0: [1.0, 0.5], 1: [0.0]}
-    columns = {
-        "token_counts": [1, 2, 3],
-        "channels": {"entropy": batch_pb2.ChannelValues(values=[0.5, 1, 0])},
-    }
-    mark = run_pb2.Checkpoint(name="mark", policy_step=3)
-    policy = run_pb2.Policy(policy_step=3, uri="/weights")
-    steps = stats_pb2.StepRange(first_policy_step=0, last_policy_step=4)
-    prompt = prompt_pb2.Prompt(
-        prompt_id="new",
-        domain="d",
-        text="?",
-        payload_json='{"a": [1]}',
-        tags=["t"],
-        features={"f": 0.5},
-    )
-    config = run_pb2.RunConfig(
-        selection=run_pb2.SelectionConfig(optimism=2.0, rest_steps=1, domain_shares={"d0": 0.5}),
-        window_steps=3,
-        lease_ttl=Duration(seconds=60),
-    )
-    lease = {"request_id": "next", "prompt_count": 2, "policy_step": 3}
-    requests = [
-        tr.NextBatchRequest(**name, **lease, timeline=0),
-        run.report_request(held, group, **columns),
-        tr.ReleaseBatchRequest(**name, batch_id="held"),
-        tr.PublishPolicyRequest(**name, policy=policy),
-        tr.CheckpointRequest(**name, checkpoint=mark, timeline=0),
-        tr.RollbackRequest(**name, request_id="back", checkpoint_name="start"),
-        pr.LeaseProbesRequest(**name, **lease, attempt_count=3),
-        pr.RenewProbesRequest(**name, batch_id="held"),
-        run.report_request(held, group, kind=pr.ReportProbesRequest, **columns),
-        op.CreateRunRequest(run_id=f"{run.run_id}-b", config=config),
-        op.GetRunRequest(**name),
-        op.ListRunsRequest(page_size=5, page_token="cnVuLTE="),
-        op.UpdateRunRequest(**name, config=config),
-        op.AddPromptsRequest(**name, prompts=[prompt]),
-        op.ListPromptsRequest(**name, page_size=5, page_token="Mg==", domain="d0", band=1),
-        op.GetPromptRequest(**name, prompt_id="p1"),
-        op.GetStatsRequest(**name),
-        op.CompareBoundaryRequest(**name, before=steps, after=steps, ks=[1, 8]),
-    ]
-    return {request.DESCRIPTOR.name.removesuffix("Request"): request for request in requests}
+KEEPING = [method for method in METHODS if method.name != "DeleteRun"]
+"""After these the run is still there."""
 
 
 @pytest.fixture
@@ -145,7 +47,7 @@ def answers_to(stubs, method, contents):
     return answers
 
 
-@pytest.mark.parametrize("method", METHODS, ids=[method.name for method in METHODS])
+@pytest.mark.parametrize("method", KEEPING, ids=[method.name for method in KEEPING])
 def test_odd_values_get_a_foreseen_answer(lived_in, stubs, method, caplog):
     rng = random.Random(method.name)
     run, held = lived_in
@@ -166,7 +68,7 @@ def test_odd_values_get_a_foreseen_answer(lived_in, stubs, method, caplog):
     assert run.next("after", count=1, step=run.get().policy_step).batch_id == "after"
 
 
-@pytest.mark.parametrize("method", METHODS, ids=[method.name for method in METHODS])
+@pytest.mark.parametrize("method", KEEPING, ids=[method.name for method in KEEPING])
 def test_damaged_bytes_get_a_foreseen_answer(lived_in, stubs, method, caplog):
     rng = random.Random(method.name)
     run, held = lived_in

@@ -12,7 +12,9 @@ from curriculum_server.store import batches, commit, reports
 
 CELL_BYTES = 4
 COLUMN = re.compile(r"w:(\d+):(attempts|passes|reward_excess|reward_sq_excess|tokens|ch:\w+)")
-PERMANENT = re.compile(r"meta|events|leases|catalog:\d+|payload:\d+|open:\d+|w:\d+:served|" + COLUMN.pattern)
+PERMANENT = re.compile(
+    r"meta|events|leases|catalog:\d+|payload:\d+|open:\d+|w:\d+:served|" + COLUMN.pattern
+)
 EXPIRING = re.compile(r"batch:\d+:.*|report:\d+:.*|rollback:.*")
 
 

@@ -383,7 +383,7 @@ def test_an_empty_request_is_an_invalid_argument_on_every_call(stubs, refused):
         (service,) = module.DESCRIPTOR.services_by_name.values()
         for method in service.methods:
             call = stubs.channel.unary_unary(f"/{service.full_name}/{method.name}")
-            if method.name != "ListRuns":
+            if method.name not in ("ListRuns", "CheckStore"):  # all runs
                 assert refused(call, b"").status == "INVALID_ARGUMENT", method.name
 
 

@@ -17,7 +17,6 @@ from curriculum_api.v1 import prompt_pb2, run_pb2
 from curriculum_server.engine import engine
 from curriculum_server.store import batches, commit, reports
 
-
 AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -100,7 +101,7 @@ def test_merging_never_changes_how_windows_are_seen_now_or_at_a_checkpoint(actio
         ends = {window.window for window in document.windows}
         assert all(mark.window in ends for mark in document.checkpoints)
         steps = [(w.first_step, w.last_step) for w in document.windows]
-        assert all(b[0] > a[1] for a, b in zip(steps, steps[1:], strict=False))
+        assert all(b[0] > a[1] for a, b in pairwise(steps))
 
 
 @given(count=st.integers(1, 300))

@@ -227,7 +227,7 @@ class CurriculumFeed:
         self._policy_step = state.global_step
         self.service_time_s.append(self._waited_s)
         self._waited_s = 0.0
-        state.stateful_callbacks[STATE_KEY] = self._state()
+        _saved(state)[STATE_KEY] = self._state()
 
     def _state(self) -> dict[str, Any]:
         """Where a resumed training goes on: at the first batch that nothing of is scored yet."""
@@ -240,7 +240,7 @@ class CurriculumFeed:
         }
 
     def _load_state(self, state: TrainerState) -> None:
-        saved = state.stateful_callbacks.get(STATE_KEY)
+        saved = _saved(state).get(STATE_KEY)
         if saved is None:  # the checkpoint is from before the feed kept any
             return
         self._client.load_state_dict(saved["client"])
@@ -251,7 +251,7 @@ class CurriculumFeed:
         if args.save_total_limit is None:
             return
         for name, step in kept.items():
-            weights = Path(args.output_dir, f"checkpoint-{step}")  # as TRL names it
+            weights = Path(str(args.output_dir), f"checkpoint-{step}")  # as TRL names it
             if name == f"step-{step}" and not weights.exists():
                 self._client.delete_checkpoint(name)
 
@@ -289,6 +289,11 @@ class _Callback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self._feed._end()
+
+
+def _saved(state: TrainerState) -> dict[str, Any]:
+    """What trainer_state.json keeps of callbacks; declared as the list that it is made from."""
+    return cast("dict[str, Any]", state.stateful_callbacks)
 
 
 def _mark(state: TrainerState) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from curriculum_api import limits
+from curriculum_api.errors import CorruptStateError, NotFoundError
 from curriculum_api.v1.operator_service_pb2 import (
     CreateRunRequest,
     DeleteRunRequest,
@@ -17,7 +18,7 @@ from curriculum_api.v1.operator_service_pb2 import (
     ListRunsResponse,
     UpdateRunRequest,
 )
-from curriculum_api.v1.run_pb2 import RunConfig
+from curriculum_api.v1.run_pb2 import Run, RunConfig
 from curriculum_operator import configuration
 from curriculum_operator.messages import as_json
 from curriculum_operator.paging import pages
@@ -45,7 +46,7 @@ _SHORTHANDS = ("strategy", "group_size", "pass_threshold", "seed", "window_steps
 
 @click.group()
 def runs() -> None:
-    """Create, show, change and delete runs."""
+    """Create, show, change, move and delete runs."""
 
 
 @runs.command()
@@ -139,8 +140,16 @@ def update(
 def delete(session: Session, run_id: str, *, yes: bool) -> None:
     """Remove a run with its prompts and its history. Asks first."""
     stub = session.connection.stub
-    run = session.connection.call(stub.GetRun, GetRunRequest(run_id=run_id)).run
-    question = f"Delete {run.run_id}, its {run.prompt_count:,} prompts and all its history?"
+    try:
+        run = session.connection.call(stub.GetRun, GetRunRequest(run_id=run_id)).run
+        question = f"Delete {run.run_id}, its {run.prompt_count:,} prompts and all its history?"
+    except (NotFoundError, CorruptStateError) as error:
+        # An interrupted deletion or import leaves a part of a run, and a store can lose one: only
+        # DeleteRun knows.
+        if isinstance(error, NotFoundError) and not yes:
+            raise
+        run = Run(run_id=run_id)
+        question = f"{error}\nDelete what may be left of {run_id}?"
     if not yes:
         click.confirm(question, abort=True, err=True)
     session.connection.call(stub.DeleteRun, DeleteRunRequest(run_id=run_id))

@@ -128,7 +128,7 @@ def _fetched_ahead(run: Run, request: BatchRequest) -> BatchRecord | None:
     known = run.resumed.get(request.request_id)
     if known is None or known.digest != request.digest():
         return None
-    is_free = run.mirror.lease_N[known.slots["index"]] <= run.now_s()
+    is_free = run.mirror.free_N(run.now_s())[known.slots["index"]]
     return known if is_free.all() else None
 
 

@@ -21,9 +21,13 @@ from curriculum_server.engine.run import Run
 from curriculum_server.store.commit import create_run, delete_run, knows_run, list_runs
 from curriculum_server.store.connection import Redis
 from curriculum_server.store.document import Document
+from curriculum_server.store.keys import RunKeys
+from curriculum_server.store.load import Header, load_header
 
 FOLLOW_INTERVAL_S = 1.0
 """How often a run that nobody asks about is brought up to date."""
+FIRST_ROOM = 256
+"""Runs to hold before those are looked for that turned out not to exist."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +39,7 @@ class Served:
     run: Run
     batches: BatchCache = field(default_factory=BatchCache)
     composer: Composer = field(default_factory=Composer)
-    warming: asyncio.Task[None] | None = None
+    refreshing: asyncio.Task[None] | None = None
 
 
 class Engine:
@@ -44,6 +48,7 @@ class Engine:
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
         self._served: dict[str, Served] = {}
+        self._room = FIRST_ROOM
         self._follower: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -55,9 +60,11 @@ class Engine:
     async def stop(self) -> None:
         """Stop following. What is in the store is complete at any time."""
         self._stopping = True  # redis-py now and then swallows a cancellation
-        if self._follower is not None:
-            self._follower.cancel()
-            await asyncio.gather(self._follower, return_exceptions=True)
+        tasks = [self._follower, *(served.refreshing for served in self._served.values())]
+        running = [task for task in tasks if task is not None]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         await self.redis.aclose()
 
     async def create(self, run_id: str, config: RunConfig) -> Run:
@@ -81,8 +88,17 @@ class Engine:
     def served(self, run_id: str) -> Served:
         """The run of that name; whether it exists shows on the first `sync`."""
         if run_id not in self._served:
+            if len(self._served) >= self._room:
+                self._make_room()
             self._served[run_id] = Served(Run(self.redis, run_id))
         return self._served[run_id]
+
+    def _make_room(self) -> None:
+        """Callers may name any number of runs that do not exist."""
+        for served in list(self._served.values()):
+            if not (served.run.is_loaded or served.run.lock.locked()):
+                self.forget(served.run.run_id)
+        self._room = max(FIRST_ROOM, 2 * len(self._served))
 
     def forget(self, run_id: str) -> None:
         """Drop what is held of a run that turned out not to exist."""
@@ -102,18 +118,14 @@ class Engine:
         if not is_known:
             raise NotFoundError(f"run_id={run_id!r}: there is no such run")
 
-    async def page(self, after: str, limit: int) -> tuple[list[Run], str]:
-        """Up to `limit` runs by name behind `after`, and the name to go on from, "" at the end."""
+    async def page(self, after: str, limit: int) -> tuple[list[tuple[str, Header]], str]:
+        """Up to `limit` runs by name behind `after`, and the name to go on from, "" at the end.
+
+        Their pools stay in the store: a list of all runs must not load them all.
+        """
         names = await list_runs(self.redis, after, limit + 1)
-        runs = []
-        for name in names[:limit]:
-            run = self.served(name).run
-            try:
-                async with run.lock:
-                    await run.sync()
-                runs.append(run)
-            except NotFoundError:  # deleted between the two reads
-                self.forget(name)
+        found = [(name, await load_header(self.redis, RunKeys(name))) for name in names[:limit]]
+        runs = [(name, header) for name, header in found if header is not None]
         return runs, names[limit - 1] if len(names) > limit else ""
 
     async def _refuse_lost(self, run: Run) -> None:
@@ -128,21 +140,21 @@ class Engine:
         """Fold in what was just reported before somebody waits for it."""
         served = self.served(run_id)
         served.composer.note_report()
-        if served.warming is None or served.warming.done():
-            served.warming = asyncio.create_task(self._sync_quietly(served))
+        self._refresh(served)
+
+    def _refresh(self, served: Served) -> None:
+        """Bring a run up to date beside the others: one that is slow or stuck holds up none."""
+        if served.refreshing is None or served.refreshing.done():
+            served.refreshing = asyncio.create_task(self._sync_quietly(served))
 
     async def _follow(self) -> None:
         while not self._stopping:
             await asyncio.sleep(FOLLOW_INTERVAL_S)
             metrics.LOST_RUNS.set(sum(served.run.is_lost for served in self._served.values()))
             for served in list(self._served.values()):
-                if self._stopping:
-                    return
                 if served.run.is_loaded:
-                    await self._sync_quietly(served)
-                elif (
-                    not served.run.lock.locked() and not served.run.is_lost
-                ):  # somebody asked for a run that is not there
+                    self._refresh(served)
+                elif not served.run.lock.locked():  # somebody asked for a run that is not there
                     self.forget(served.run.run_id)
 
     async def _sync_quietly(self, served: Served) -> None:

@@ -202,9 +202,8 @@ def _range_counts(mirror: Mirror, name: str, ends: tuple[int, int]) -> tuple[Cou
             f"{name}.last_policy_step={last}: must be at least first_policy_step={first}"
         )
     windows = [w.window for w in mirror.windows if w.first_step <= last and w.last_step >= first]
-    empty = np.zeros(len(mirror.catalog), np.int64)
     attempts, passes = (
-        sum((mirror.columns.get((w, column), empty) for w in windows), start=empty)
+        sum((mirror.column(w, column) for w in windows), np.zeros(len(mirror.catalog), np.int64))
         for column in (ATTEMPTS, PASSES)
     )
     return attempts, passes

@@ -97,26 +97,23 @@ class Mirror:
     def adopt_header(self, header: Header) -> None:
         """Take a newer document, the catalog having grown to it; counts stay, in fewer windows
         where they are seen as one now."""
-        before = (self.windows, self.config, len(self.lease_N))
+        before = (self.windows, self.config)
         self.document = header.document
         self.windows = blocks(header.document.windows)
         self.config = RunConfig.from_mapping(header.document.config)
         self.layout = header.layout
-        count = len(self.catalog)
-        if before == (self.windows, self.config, count):
+        if before == (self.windows, self.config):
             return
         self.groups = _by_block(self.windows, self.groups)
         columns, self.columns = self.columns, {}
         for (window, name), cells in columns.items():
-            self._add(window, name, _grown(cells, count))
-        self.lease_N = _grown(self.lease_N, count)
-        self.attempts_N = _grown(self.attempts_N, count)
-        self.last_served_step_N = _grown(self.last_served_step_N, count, fill=-1)
+            self._add(window, name, cells)
         self._closed = None
         self._touch()
 
     def apply(self, event: Mapping[bytes, bytes]) -> bool:
         """Fold one event in; False when it is a change of layout, which must be read."""
+        self._grow()
         self.seq += 1
         kind = event[b"kind"]
         if kind == b"report":
@@ -132,6 +129,7 @@ class Mirror:
 
     def column(self, window: int, name: str) -> Cells:
         """(N,) cells; zeros where nothing was added yet."""
+        self._grow()
         cells = self.columns.get((window, name))
         return np.zeros(len(self.lease_N), np.int64) if cells is None else cells
 
@@ -141,20 +139,28 @@ class Mirror:
 
     def total(self, name: str) -> Cells:
         """(N,) sum of a column over all windows."""
+        self._grow()
         parts = [cells for (_, column), cells in self.columns.items() if column == name]
         return np.sum(parts, axis=0) if parts else np.zeros(len(self.lease_N), np.int64)
 
     def pool(self, policy_step: int, now_s: int) -> Pool:
         """What selection sees at a policy step."""
+        self._grow()
         return Pool(
             *self._discounted_counts(policy_step),
             self.attempts_N,
-            self.catalog.domain_N[: len(self.lease_N)],
+            self.catalog.domain_N,
             tuple(self.catalog.domains),
             self.last_served_step_N,
-            self.lease_N <= now_s,
+            self.free_N(now_s),
             policy_step,
         )
+
+    def free_N(self, now_s: int) -> NDArray[np.bool_]:
+        """(N,) whether each prompt is leased by nobody."""
+        self._grow()
+        free: NDArray[np.bool_] = self.lease_N <= now_s
+        return free
 
     def prior(self, pool: Pool) -> Prior:
         """The prior on the pool's counts; kept until they change."""
@@ -162,6 +168,19 @@ class Mirror:
         if step not in self._priors:
             self._priors[step] = pool.fit_prior()
         return self._priors[step]
+
+    def _grow(self) -> None:
+        """Give the arrays the catalog's length. When they are used, and not with every chunk that
+        is added: a large pool comes in hundreds of chunks."""
+        count = len(self.catalog)
+        if count == len(self.lease_N):
+            return
+        self.columns = {at: _grown(cells, count) for at, cells in self.columns.items()}
+        self.lease_N = _grown(self.lease_N, count)
+        self.attempts_N = _grown(self.attempts_N, count)
+        self.last_served_step_N = _grown(self.last_served_step_N, count, fill=-1)
+        self._closed = None
+        self._touch()
 
     def _discounted_counts(self, policy_step: int) -> tuple[Floats, Floats]:
         if policy_step not in self._counts:

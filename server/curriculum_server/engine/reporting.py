@@ -121,11 +121,20 @@ async def report_outcomes(run: Run, cache: BatchCache, request: ReportRequest) -
 async def _try_report(run: Run, batch: Batch, request: ReportRequest) -> ReportReply:
     """One go at counting; keeps up with how far the batch has come."""
     state, config = batch.state, run.mirror.config
-    deltas = count_deltas(request.attempts, state.record, config)
+    try:
+        deltas = count_deltas(request.attempts, state.record, config)
+    except InvalidRequestError:
+        if await _refresh(run, batch):
+            return ReportReply("other")
+        raise
     advance = advance_batch(state, deltas)
     window = run.open_window(request.policy_step)
     if advance is None or window is None:
-        # What comes too often or too late may be a repeat of what was counted.
+        # What comes too often or too late may be a repeat of what was counted; but no script
+        # compares the layout here, and what was counted may have been rolled back since.
+        async with run.lock:
+            await run.sync()
+        run.check_timeline(request.timeline)
         seen = await load_report(run.redis, run.keys, request.timeline, request.request_id)
         if seen is not None:
             return seen
@@ -158,6 +167,8 @@ async def _try_report(run: Run, batch: Batch, request: ReportRequest) -> ReportR
     if reply.status == "ok":
         run.note_event(reply.seq)
         batch.state = replace(state, progress_B=advance.after_B)
+    elif reply.status == "other":
+        await _refresh(run, batch)
     elif reply.progress_B is not None:
         batch.state = replace(state, progress_B=reply.progress_B)
     return reply
@@ -165,12 +176,12 @@ async def _try_report(run: Run, batch: Batch, request: ReportRequest) -> ReportR
 
 async def _refresh(run: Run, batch: Batch) -> bool:
     """Read the batch again; whether it had changed."""
-    record, before_B = batch.state.record, batch.state.progress_B
+    record, before = batch.state.record, batch.state
     state = await batches.load_batch(run.redis, run.keys, record.timeline, record.batch_id)
     if state is None:
         raise _no_batch(record.batch_id, record.timeline)
     batch.state = state
-    return not np.array_equal(state.progress_B, before_B)
+    return state.born != before.born or not np.array_equal(state.progress_B, before.progress_B)
 
 
 def advance_batch(batch: OpenBatch, deltas: Deltas) -> Advance | None:

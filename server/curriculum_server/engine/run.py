@@ -127,8 +127,9 @@ class Run:
         if snapshot is None:
             raise await self._gone()
         await self._grow(catalog, snapshot.header)
-        resumed = snapshot.header.document.resumed_batches
-        self.resumed = await load_open_batches(self.redis, self.keys, resumed) if resumed else {}
+        mark = snapshot.header.document.resumed
+        number = mark.open_batches if mark else 0
+        self.resumed = await load_open_batches(self.redis, self.keys, number) if number else {}
         self._known_seq = snapshot.header.seq
         self._mirror = Mirror.from_snapshot(catalog, snapshot)
         self.is_lost = False
@@ -227,10 +228,12 @@ class Run:
         if timeline > document.timeline:
             raise InvalidRequestError(f"timeline={timeline}: must be {document.timeline}")
         if timeline < document.timeline:
-            mark = document.checkpoints[-1]
+            mark = document.resumed
+            # A store of the first version did not keep it.
+            where = f" to checkpoint {mark.name!r} at step {mark.policy_step}" if mark else ""
             raise ConflictError(
-                f"timeline={timeline}: must be {document.timeline}; the run was rolled back to "
-                f"checkpoint {mark.name!r} at step {mark.policy_step}: resume from there"
+                f"timeline={timeline}: must be {document.timeline}; the run was rolled back"
+                f"{where}: resume from there"
             )
 
     async def _header(self) -> Header:

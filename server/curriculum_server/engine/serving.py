@@ -60,6 +60,8 @@ async def _try_claim(
         # A repeat is answered however far the run has come, and opens no window; its prompts and
         # its timeline may be newer than the mirror.
         await run.sync()
+        if request.timeline is not None:
+            run.check_timeline(request.timeline)
         timeline = run.mirror.document.timeline
         known = await load_batch(run.redis, run.keys, timeline, request.request_id)
         if known is not None:
@@ -82,6 +84,7 @@ async def _try_claim(
         layout=mirror.layout,
         seq=mirror.seq if fresh else None,
         claims=mirror.claims,
+        now_s=run.now_s(),
         window=window.window,
         ttl_s=mirror.config.lease_ttl_s,
         mark_served=not request.probe,

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
 
 import numpy as np
 
 from curriculum import Band
-from curriculum_api.errors import InvalidRequestError, StateError
+from curriculum_api.errors import InvalidRequestError
 from curriculum_api.limits import MAX_DOMAIN_BYTES, MAX_GROUP_SIZE, MAX_KS, MAX_PROMPT_ID_BYTES
 from curriculum_api.v1 import operator_service_pb2 as pb
 from curriculum_api.v1 import prompt_pb2, run_pb2, stats_pb2
 from curriculum_server import convert, metrics, validate
-from curriculum_server.engine import inspection, lifecycle
+from curriculum_server.engine import doctor, inspection, lifecycle, transfer
 from curriculum_server.engine.config import RunConfig
 from curriculum_server.engine.engine import Engine
-from curriculum_server.engine.growing import add_prompts
+from curriculum_server.engine.findings import Finding
+from curriculum_server.engine.growing import NewPrompt, add_prompts
 from curriculum_server.engine.run import Run
 from curriculum_server.wire import prompt_message
 
 DEFAULT_KS = (1, 2, 4, 8)
 _INDEX = re.compile(r"[0-9]{1,10}")
+_EXPORT_POSITION = re.compile(r"[0-9]{1,18}\.[0-9]{1,10}\.[0-9]{1,10}")
+_CHECK_POSITION = re.compile(validate.RUN_ID.pattern + r":(?:[0-9]{1,10})?")
 
 
 class OperatorService:
@@ -43,7 +47,7 @@ class OperatorService:
         size = validate.page_size(request.page_size)
         after = _decode_token(request.page_token, validate.RUN_ID)
         runs, after = await self._engine.page(after, size)
-        shown = [convert.run_message(run.run_id, run.mirror) for run in runs]
+        shown = [convert.run_message(run_id, header) for run_id, header in runs]
         return pb.ListRunsResponse(runs=shown, next_page_token=_encode_token(after))
 
     async def UpdateRun(self, request: pb.UpdateRunRequest) -> pb.UpdateRunResponse:
@@ -58,9 +62,11 @@ class OperatorService:
 
     async def AddPrompts(self, request: pb.AddPromptsRequest) -> pb.AddPromptsResponse:
         run = self._run(request.run_id)
-        prompts = list(request.prompts)
-        validate.prompts(prompts)
-        added = await add_prompts(run, convert.new_prompts(prompts))
+        prompts: list[NewPrompt] = []
+        for piece in validate.prompts(request.prompts):
+            prompts += convert.new_prompts(piece)
+            await asyncio.sleep(0)
+        added = await add_prompts(run, prompts)
         return pb.AddPromptsResponse(
             added_count=added.added_count,
             existing_count=added.existing_count,
@@ -125,13 +131,39 @@ class OperatorService:
         )
 
     async def ExportRun(self, request: pb.ExportRunRequest) -> pb.ExportRunResponse:
-        raise StateError("ExportRun: is not served yet")
+        run_id = validate.run_id(request.run_id)
+        token = _decode_token(request.page_token, _EXPORT_POSITION)
+        position = transfer.Position.parse(token) if token else None
+        page = await transfer.export_page(self._engine.redis, run_id, position)
+        return pb.ExportRunResponse(
+            parts=[run_pb2.RunPart(name=name, content=content) for name, content in page.parts],
+            next_page_token=_encode_token(str(page.next or "")),
+        )
 
     async def ImportRun(self, request: pb.ImportRunRequest) -> pb.ImportRunResponse:
-        raise StateError("ImportRun: is not served yet")
+        run = self._run(request.run_id)
+        parts = [(part.name, part.content) for part in request.parts]
+        made = await transfer.import_parts(
+            self._engine.redis,
+            run.run_id,
+            validate.request_id(request.request_id),
+            parts,
+            commit=request.commit,
+        )
+        return pb.ImportRunResponse(run=await self._shown(run) if made else None)
 
     async def CheckStore(self, request: pb.CheckStoreRequest) -> pb.CheckStoreResponse:
-        raise StateError("CheckStore: is not served yet")
+        run_id = validate.run_id(request.run_id) if request.run_id else ""
+        position = _decode_token(request.page_token, _CHECK_POSITION)
+        if run_id and position and position.partition(":")[0] != run_id:
+            raise InvalidRequestError("page_token: must come from the page before")
+        page = await doctor.check_page(self._engine.redis, run_id, position)
+        return pb.CheckStoreResponse(
+            findings=[_finding(found) for found in page.findings],
+            run_ids=page.run_ids,
+            store=page.store,
+            next_page_token=_encode_token(page.position),
+        )
 
     def _run(self, run_id: str) -> Run:
         return self._engine.served(validate.run_id(run_id)).run
@@ -140,6 +172,16 @@ class OperatorService:
         async with run.lock:
             await run.sync()
             return convert.run_message(run.run_id, run.mirror)
+
+
+def _finding(found: Finding) -> run_pb2.StoreFinding:
+    return run_pb2.StoreFinding(
+        severity=run_pb2.SEVERITY_ERROR if found.is_error else run_pb2.SEVERITY_WARNING,
+        kind=found.kind,
+        run_id=found.run_id,
+        problem=found.problem,
+        remedy=found.remedy,
+    )
 
 
 def _steps(message: stats_pb2.StepRange) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """Batches: leasing prompts, and giving or keeping their leases.
 
 A batch is one hash with a time to live: `slots` (packed `SLOT_DTYPE` records behind a header),
-`expire` (the second at which its leases run out) and `progress`, a u32 per slot:
+`expire` (the second at which its leases run out), `born` (the number of events before it, which
+tells it from a batch of the same name that was forgotten) and `progress`, a u32 per slot:
 
     bit 31 closed (all attempts reported, or released) | bits 16–30 attempts | bits 0–15 passes
 
@@ -51,7 +52,7 @@ Indices = NDArray[np.int64]
 
 _CLAIM = """
 local meta, batch, leases, served, events = unpack(KEYS)
-local layout, seq, claims, ttl, step, slots, indices, pairs_blob, keep, kept = unpack(ARGV)
+local layout, seq, claims, ttl, step, slots, indices, pairs_blob, keep, kept, seen = unpack(ARGV)
 local state = redis.call('HMGET', meta, 'layout', 'seq', 'claims', 'policy_step')
 if state[1] ~= layout then return {state[1] and 'stale' or 'gone'} end
 local known = redis.call('HMGET', batch, 'slots', 'expire')
@@ -59,8 +60,11 @@ if known[1] then return {'known', known[1], known[2]} end
 if claims ~= state[3] or (seq ~= '' and seq ~= state[2]) then return {'behind'} end
 
 local now = tonumber(redis.call('TIME')[1])
+-- The clock went back: leases that the caller took for run out hold again.
+if now < tonumber(seen) then return {'behind'} end
 local expire = string.format('%d', now + ttl)
-redis.call('HSET', batch, 'slots', slots, 'expire', expire, 'progress', string.rep('\\0', #indices))
+redis.call('HSET', batch, 'slots', slots, 'expire', expire, 'progress', string.rep('\\0', #indices),
+  'born', state[2])
 redis.call('EXPIRE', batch, 2 * ttl + keep)
 redis.call('ZREMRANGEBYSCORE', leases, '-inf', now)
 redis.call('ZADD', leases, expire, batch)
@@ -82,7 +86,10 @@ if not known[1] then return {'missing'} end
 if known[2] ~= before then return {'moved'} end
 local now, expire = tonumber(redis.call('TIME')[1]), '0'
 if tonumber(extend) > 0 then
-  if tonumber(known[1]) <= now then return {'expired', known[1]} end
+  -- A claim takes the batches that have run out off the list: a clock that goes back has them not
+  -- run out again, but their prompts may be leased elsewhere by then.
+  local listed = redis.call('ZSCORE', leases, batch)
+  if tonumber(known[1]) <= now or not listed then return {'expired', known[1]} end
   expire = string.format('%d', now + extend)
   redis.call('HSET', batch, 'expire', expire)
   redis.call('EXPIRE', batch, 2 * extend + keep)
@@ -148,6 +155,8 @@ class OpenBatch:
 
     record: BatchRecord
     progress_B: Progress
+    born: bytes = b""
+    """Tells batches of one name apart; only `load_batch` reads it."""
 
 
 async def claim(
@@ -158,15 +167,16 @@ async def claim(
     layout: int,
     seq: int | None,
     claims: int,
+    now_s: int,
     window: int,
     ttl_s: int,
     mark_served: bool,
 ) -> ClaimReply:
     """Lease the record's prompts, and keep the record under its batch id.
 
-    `claims` and `seq` are the numbers of leases and of events that the choice was made on; with
-    `seq` None other events may have come since. `mark_served` notes the policy step in the window's
-    log of servings, which the rest period reads; probes do not.
+    `claims` and `seq` are the numbers of leases and of events that the choice was made on, `now_s`
+    the second; with `seq` None other events may have come since. `mark_served` notes the policy
+    step in the window's log of servings, which the rest period reads; probes do not.
     """
     index_B = record.slots["index"]
     served = np.empty((len(index_B), 2), INDEX_DTYPE)
@@ -180,7 +190,7 @@ async def claim(
     ]
     args: list[Argument] = [layout, "" if seq is None else seq, claims, ttl_s, record.policy_step]
     args += [record.encode(), index_B.astype(INDEX_DTYPE).tobytes()]
-    args += [served.tobytes() if mark_served else b"", RECORD_GRACE_S, EVENT_STREAM_LENGTH]
+    args += [served.tobytes() if mark_served else b"", RECORD_GRACE_S, EVENT_STREAM_LENGTH, now_s]
     with store_errors():
         reply = await redis.register_script(_CLAIM)(keys=names, args=args)
     status = reply[0].decode()
@@ -195,9 +205,11 @@ async def load_batch(redis: Redis, keys: RunKeys, timeline: int, batch_id: str) 
     """The batch, or None when it was never made or its time to live has passed."""
     with store_errors():
         found: Any = await redis.hmget(
-            keys.batch(timeline, batch_id), ["slots", "expire", "progress"]
+            keys.batch(timeline, batch_id), ["slots", "expire", "progress", "born"]
         )
-    return decode_open(batch_id, found)
+    *fields, born = found
+    batch = decode_open(batch_id, fields)
+    return None if batch is None else replace(batch, born=born or b"")
 
 
 def decode_open(batch_id: str, found: Sequence[bytes | None]) -> OpenBatch | None:

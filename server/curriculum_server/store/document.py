@@ -44,8 +44,8 @@ class Document:
     sealed_window: int = -1
     """The newest window that a checkpoint closed; it and all before it take no more counts."""
     checkpoints: tuple[CheckpointMark, ...] = ()
-    resumed_batches: int = 0
-    """The `open_batches` of the checkpoint that the timeline began from."""
+    resumed: CheckpointMark | None = None
+    """The checkpoint that the timeline began from, kept or not."""
     policy_step: int | None = None
     policy_uri: str = ""
     schema: int = SCHEMA_VERSION
@@ -65,13 +65,15 @@ class Document:
             )
         values["windows"] = tuple(Window(**w) for w in values["windows"])
         values["checkpoints"] = tuple(CheckpointMark(**c) for c in values["checkpoints"])
+        if values.get("resumed"):
+            values["resumed"] = CheckpointMark(**values["resumed"])
         return cls(**values)
 
     @property
     def kept_batches(self) -> set[int]:
         """The keys of open batches that a rollback, past or to come, refers to."""
-        kept = {mark.open_batches for mark in self.checkpoints}
-        return (kept | {self.resumed_batches}) - {0}
+        marks = (*self.checkpoints, self.resumed) if self.resumed else self.checkpoints
+        return {mark.open_batches for mark in marks} - {0}
 
     def merges(self) -> list[tuple[Window, ...]]:
         """Runs of neighbouring windows that may be made one, as `windows.py` says."""
@@ -125,7 +127,7 @@ class Document:
             windows=tuple(w for w in self.windows if w.window <= mark.window),
             sealed_window=mark.window,
             checkpoints=self.checkpoints[: position + 1],
-            resumed_batches=mark.open_batches,
+            resumed=mark,
         )
 
     def with_merged(self, group: tuple[Window, ...]) -> Document:

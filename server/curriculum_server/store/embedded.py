@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from curriculum_api.errors import (
@@ -32,7 +33,9 @@ START_LIMIT_S = 60.0
 LOCK_LIMIT_S = 10.0
 """A Valkey whose server died needs a moment to write and leave."""
 STOP_LIMIT_S = 20.0
+SHORT_LIFE_S = 5.0
 RESTART_PAUSE_S = 0.5
+"""Before a Valkey is started again that lived less than `SHORT_LIFE_S`: a full disk, say."""
 _PR_SET_PDEATHSIG = 1
 
 logger = logging.getLogger(__name__)
@@ -166,9 +169,11 @@ class EmbeddedValkey:
         """Whatever kills the Valkey, what it acknowledged is in its log."""
         while not self._stopping:
             assert self._process is not None
+            started_s = time.monotonic()
             code = await self._process.wait()
             logger.error("valkey died pid=%s code=%s, restarting", self.pid, code)
-            await asyncio.sleep(RESTART_PAUSE_S)
+            if time.monotonic() - started_s < SHORT_LIFE_S:
+                await asyncio.sleep(RESTART_PAUSE_S)
             try:
                 await self._launch()
             except (CurriculumError, OSError) as error:

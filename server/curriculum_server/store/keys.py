@@ -70,3 +70,8 @@ class RunKeys:
     def rollback(self, request_id: str) -> str:
         """String with a time to live: where a rollback led."""
         return f"{self.prefix}rollback:{request_id}"
+
+    @property
+    def importing(self) -> str:
+        """Hash with a time to live: what has come of a run that is being imported, by part."""
+        return f"{self.prefix}import"

@@ -26,21 +26,22 @@ _REPORT = """
 local meta, batch, record, events = unpack(KEYS)
 local layout, digest, window, step, ttl, before, after, completed, kept = unpack(ARGV)
 local attempts, passes, groups, mixed = ARGV[10], ARGV[11], ARGV[12], ARGV[13]
-local column_names, deltas, cell_text = ARGV[14], ARGV[15], ARGV[16]
+local column_names, deltas, cell_text, born = ARGV[14], ARGV[15], ARGV[16], ARGV[17]
 local state = redis.call('HMGET', meta, 'layout', 'policy_step')
 if state[1] ~= layout then return {state[1] and 'stale' or 'gone'} end
 local seen = redis.call('GET', record)
 if seen then return {'seen', seen} end
-local known = redis.call('HMGET', batch, 'expire', 'progress')
+local known = redis.call('HMGET', batch, 'expire', 'progress', 'born')
 if not known[1] then return {'missing'} end
+if (known[3] or '') ~= born then return {'other'} end
 if known[2] ~= before then return {'moved', known[2]} end
 
 redis.call('HSET', batch, 'progress', after)
 local cells, count = {}, 0
 for cell in string.gmatch(cell_text, '%S+') do count = count + 1; cells[count] = cell end
 for c = 5, #KEYS do
-  local kind, args, k, i = ARGV[2 * c + 7], {'OVERFLOW', 'SAT'}, 2, 0
-  for n in string.gmatch(ARGV[2 * c + 8], '%S+') do
+  local kind, args, k, i = ARGV[2 * c + 8], {'OVERFLOW', 'SAT'}, 2, 0
+  for n in string.gmatch(ARGV[2 * c + 9], '%S+') do
     i = i + 1
     if n ~= '0' then
       args[k + 1], args[k + 2], args[k + 3], args[k + 4] = 'INCRBY', kind, cells[i], n
@@ -106,8 +107,9 @@ class Receipt:
 
 @dataclass(frozen=True)
 class ReportReply:
-    """status: "ok", "seen" (`digest` is the first one's), "missing" (no such batch), "moved" (the
-    batch has come to `progress_B`), "stale" (a newer layout) or "gone"."""
+    """status: "ok", "seen" (`digest` is the first one's), "missing" (no such batch), "other" (there
+    is another batch of that name by now), "moved" (the batch has come to `progress_B`), "stale" (a
+    newer layout) or "gone"."""
 
     status: str
     receipt: Receipt = Receipt(0, 0, 0, 0)
@@ -166,6 +168,7 @@ async def report(
     args += [advance.completed_index_K.astype(INDEX_DTYPE).tobytes(), EVENT_STREAM_LENGTH]
     args += [receipt.attempt_count, receipt.pass_count, groups, receipt.mixed_group_count]
     args += [header, blob, "#" + " #".join(map(str, deltas.index_B.tolist()))]
+    args += [batch.born]
     for name in columns:
         args += ["i32" if name in SIGNED else "u32", _text(deltas.columns[name])]
     with store_errors():

@@ -1,0 +1,74 @@
+"""The methods compared, by name. A new one: a file and a line.
+
+Each file states its source; numbers marked [P] were read in a paper, [U] are not verified, all
+others are the authors' own code. Batch sizes are scaled to the benchmark's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from tests.bench.arms.adarft import Adarft
+from tests.bench.arms.base import Arm, CheatingError, Groups, Rollouts, Task
+from tests.bench.arms.dapo import Dapo
+from tests.bench.arms.dots import Dots
+from tests.bench.arms.edge import GREEDY, Edge
+from tests.bench.arms.greso import Greso
+from tests.bench.arms.mopps import Mopps
+from tests.bench.arms.oracle import Oracle
+from tests.bench.arms.pcl import Pcl
+from tests.bench.arms.prime_rl import PrimeRl, PrimeRlDecayed
+from tests.bench.arms.sec import Sec
+from tests.bench.arms.speed import Speed
+from tests.bench.arms.uniform import Uniform
+
+Build = Callable[[Task, np.random.Generator], Arm]
+
+MOPPS_DECAYS = (0.3, 0.5, 0.7, 0.85, 1.0)
+
+PEERS: dict[str, Build] = {
+    "uniform": Uniform,
+    "dapo": Dapo,
+    "speed": Speed,
+    **{f"mopps_{decay:g}": partial(Mopps, decay=decay) for decay in MOPPS_DECAYS},
+    "greso": Greso,
+    "dots": Dots,
+    "adarft": Adarft,
+    "pcl": Pcl,
+    "sec": Sec,
+    "prime_rl": PrimeRl,
+    "prime_rl_3262": PrimeRlDecayed,
+}
+"""mopps is there for each lambda: the authors use 1 and .5."""
+
+PRODUCT: dict[str, Build] = {"edge": Edge, "edge_greedy": partial(Edge, config=GREEDY)}
+"""As a run has it by default, and with rest, softening and reserves off."""
+
+__all__ = [
+    "GREEDY",
+    "MOPPS_DECAYS",
+    "PEERS",
+    "PRODUCT",
+    "Adarft",
+    "Arm",
+    "Build",
+    "CheatingError",
+    "Dapo",
+    "Dots",
+    "Edge",
+    "Greso",
+    "Groups",
+    "Mopps",
+    "Oracle",
+    "Pcl",
+    "PrimeRl",
+    "PrimeRlDecayed",
+    "Rollouts",
+    "Sec",
+    "Speed",
+    "Task",
+    "Uniform",
+]
