@@ -20,6 +20,7 @@ from curriculum_api.v1 import run_pb2
 from curriculum_server.wire import tag, varint
 from tests.server.twisting import (
     METHODS,
+    NUMBERS,
     TEXTS,
     every_twist,
     field_paths,
@@ -162,7 +163,10 @@ def field_values(field):
         one = messages(field.message_type)
     if not field.is_repeated:
         return one
-    return st.lists(one, max_size=4) | st.lists(one, min_size=1, max_size=2).map(lambda v: v * 2500)
+    # Lists are in lists, and texts are long: a few dozen of each are megabytes.
+    times = 2500 if field.cpp_type in NUMBERS else 30
+    many = st.lists(one, min_size=1, max_size=2).map(lambda values: values * times)
+    return st.lists(one, max_size=4) | many
 
 
 def scalars(field):

@@ -7,7 +7,7 @@ import math
 import grpc
 import pytest
 
-from curriculum_api.v1 import batch_pb2, run_pb2
+from curriculum_api.v1 import batch_pb2, prompt_pb2, run_pb2
 from curriculum_api.v1 import operator_service_pb2 as op
 from curriculum_api.v1 import probe_service_pb2 as pr
 from curriculum_api.v1 import trainer_service_pb2 as tr
@@ -390,3 +390,18 @@ def test_an_empty_request_is_an_invalid_argument_on_every_call(stubs, refused):
 def test_a_call_that_does_not_exist_is_unimplemented(stubs, refused):
     call = stubs.channel.unary_unary("/curriculum_api.v1.TrainerService/Guess")
     assert refused(call, b"").status == grpc.StatusCode.UNIMPLEMENTED.name
+
+
+def test_a_batch_too_large_for_a_message_is_refused_and_leases_nothing(open_run, refused):
+    run = open_run(0)
+    text = "x" * 250 * 1024
+    for first in range(0, 280, 70):
+        run.add(
+            prompt_pb2.Prompt(prompt_id=f"large-{i}", domain="d", text=text)
+            for i in range(first, first + 70)
+        )
+    answer = refused(run.stubs.trainer.NextBatch, run.next_request(count=280))
+    assert answer.status == "INVALID_ARGUMENT"
+    assert answer.details.startswith("prompt_count=280: these prompts have 71")
+    assert run.stats().leased_prompt_count == 0
+    assert len(run.next(count=200).prompts) == 200

@@ -356,3 +356,17 @@ def test_servers_that_join_and_leave_under_load_serve_one_run(open_run, start_se
     shown = {i: attempts for i, (attempts, _) in remaining[0].counts().items()}
     assert shown == dict(counted)
     assert len({server.seen() for server in remaining}) == 1
+
+
+def test_a_run_that_nobody_uses_is_let_go_and_read_again(
+    open_run, start_server, monkeypatch, wait_until
+):
+    run = open_run(20)
+    run.play(0)
+    server = start_server()
+    other = run.through(server.stubs)
+    seen = other.seen()
+    monkeypatch.setattr(engine, "IDLE_S", 0.0)
+    wait_until(lambda: run.run_id not in server.app.engine._served)
+    monkeypatch.undo()
+    assert other.seen() == seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass, field
 
 from curriculum import warm_up
@@ -26,6 +27,8 @@ from curriculum_server.store.load import Header, load_header
 
 FOLLOW_INTERVAL_S = 1.0
 """How often a run that nobody asks about is brought up to date."""
+IDLE_S = 3600.0
+"""After so long without a call a run's mirror is let go; the next call reads it again."""
 FIRST_ROOM = 256
 """Runs to hold before those are looked for that turned out not to exist."""
 
@@ -40,6 +43,7 @@ class Served:
     batches: BatchCache = field(default_factory=BatchCache)
     composer: Composer = field(default_factory=Composer)
     refreshing: asyncio.Task[None] | None = None
+    used_s: float = 0.0
 
 
 class Engine:
@@ -91,7 +95,9 @@ class Engine:
             if len(self._served) >= self._room:
                 self._make_room()
             self._served[run_id] = Served(Run(self.redis, run_id))
-        return self._served[run_id]
+        served = self._served[run_id]
+        served.used_s = time.monotonic()
+        return served
 
     def _make_room(self) -> None:
         """Callers may name any number of runs that do not exist."""
@@ -152,10 +158,12 @@ class Engine:
             await asyncio.sleep(FOLLOW_INTERVAL_S)
             metrics.LOST_RUNS.set(sum(served.run.is_lost for served in self._served.values()))
             for served in list(self._served.values()):
-                if served.run.is_loaded:
+                run, idle_s = served.run, time.monotonic() - served.used_s
+                # Not loaded is a run that somebody asked for and that is not there.
+                if run.is_loaded and (idle_s < IDLE_S or run.is_lost):
                     self._refresh(served)
-                elif not served.run.lock.locked():  # somebody asked for a run that is not there
-                    self.forget(served.run.run_id)
+                elif not run.lock.locked():
+                    self.forget(run.run_id)
 
     async def _sync_quietly(self, served: Served) -> None:
         """Background work: whoever asks next meets the same error and is told."""

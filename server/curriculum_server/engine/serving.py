@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from curriculum_api.errors import AlreadyExistsError, OverloadedError
+from curriculum_api.errors import AlreadyExistsError, InvalidRequestError, OverloadedError
+from curriculum_api.limits import MAX_MESSAGE_BYTES
 from curriculum_server.engine.composing import BatchRequest, Composer
 from curriculum_server.engine.encoding import encode_prompts
 from curriculum_server.engine.run import Run
 from curriculum_server.store.batches import BatchRecord, claim, load_batch
 
+MAX_PROMPTS_BYTES = MAX_MESSAGE_BYTES - 64 * 1024
+"""What a batch's prompts may have; the rest of its message is small."""
 CLAIM_TRIES = 20
 FRESH_TRIES = 2
 """Tries that insist on having seen every event; later ones insist on the leases alone, since under
@@ -68,6 +71,11 @@ async def _try_claim(
             return _served_before(run, request, known.record)
     window = await run.window_for(request.policy_step)
     proposal = await composer.propose(run, request)
+    if len(proposal.prompts) > MAX_PROMPTS_BYTES:
+        raise InvalidRequestError(
+            f"prompt_count={request.prompt_count}: these prompts have {len(proposal.prompts)} "
+            f"bytes; must be so few that they fit {MAX_PROMPTS_BYTES}"
+        )
     mirror = run.mirror
     record = BatchRecord(
         request.request_id,
