@@ -6,6 +6,7 @@ import random
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,9 @@ class Cluster:
         server_count: int = 2,
         embedded: bool = False,
     ) -> None:
-        self._temporary = tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True)
-        self.folder = Path(self._temporary.name)
+        self._closing = ExitStack()
+        temporary = tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True)
+        self.folder = Path(self._closing.enter_context(temporary))
         self.rng = random.Random(seed)
         self.appendfsync = appendfsync
         self.books = Books(PROMPT_COUNT)
@@ -50,22 +52,11 @@ class Cluster:
         self.seed = seed
         self._store: Store | None = None
         self._store_proxy: Proxy | None = None
-        if embedded:
-            flags = ["--data-dir", str(self.data_dir), "--appendfsync", appendfsync]
-        else:
-            self._store = Store(self.new_folder("store"), appendfsync).start()
-            self._store_proxy = Proxy(self._store.address)
-            flags = ["--redis", f"redis://{self._store_proxy.target}/0"]
-        self.servers = [Server(*flags) for _ in range(server_count)]
-        for server in self.servers:
-            server.launch()
-        for server in self.servers:
-            server.wait_until_serving()
-        host, port = self.servers[0].address.split(":")
-        self.client_proxy = Proxy((host, int(port)))
-        self._stubs = {server: Stubs(server.address) for server in self.servers}
-        self._make_run()
-        self.workers = self._make_workers()
+        try:
+            self._build(server_count, embedded)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def store(self) -> Store:
@@ -175,18 +166,34 @@ class Cluster:
         return [*told, *(server.log[-LOG_TAIL:] for server in self.servers)] if told else []
 
     def close(self) -> None:
-        for worker in self.workers:
-            worker.finish()
-        for stubs in self._stubs.values():
-            stubs.channel.close()
+        self._closing.close()
+
+    def _build(self, server_count: int, embedded: bool) -> None:
+        """Start everything; each part says at once how it ends."""
+        ending = self._closing.callback
+        flags = ["--data-dir", str(self.data_dir), "--appendfsync", self.appendfsync]
+        if not embedded:
+            self._store = Store(self.new_folder("store"), self.appendfsync)
+            ending(lambda: self.store.close())  # whichever it is by then
+            self._store_proxy = Proxy(self._store.start().address)
+            ending(self._store_proxy.close)
+            flags = ["--redis", f"redis://{self._store_proxy.target}/0"]
+        self.servers = [Server(*flags) for _ in range(server_count)]
         for server in self.servers:
-            server.close()
-        self.client_proxy.close()
-        if self._store_proxy is not None:
-            self._store_proxy.close()
-        if self._store is not None:
-            self._store.close()
-        self._temporary.cleanup()
+            server.launch()
+            ending(server.close)
+        for server in self.servers:
+            server.wait_until_serving()
+        host, port = self.servers[0].address.split(":")
+        self.client_proxy = Proxy((host, int(port)))
+        ending(self.client_proxy.close)
+        self._stubs = {server: Stubs(server.address) for server in self.servers}
+        for stubs in self._stubs.values():
+            ending(stubs.channel.close)
+        self._make_run()
+        self.workers = self._make_workers()
+        for worker in self.workers:
+            ending(worker.finish)
 
     def _answers_s(self, workers: Sequence[Worker], after_s: float, count: int) -> list[float]:
         """Wait until so many of the workers had a call succeed, and when each had."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 from tests.chaos.stores import HOST, free_port
@@ -58,8 +59,9 @@ class Server:
 
     def close(self) -> None:
         if self._process is not None:
-            self.thaw()
-            self._running.signal(signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                self.thaw()
+                self._running.signal(signal.SIGTERM)
             self._end()
 
     @property

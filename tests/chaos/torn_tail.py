@@ -71,8 +71,11 @@ class Template:
 def prepare(folder: Path, binary: Path | None = None) -> Template:
     """Have a store whose last script was a report, and kill it."""
     store = Store(folder, binary=binary).start()
-    _engine(store, _begin)
-    store.kill()
+    try:
+        _engine(store, _begin)
+        store.kill()
+    finally:
+        store.close()
     file = store.files()[-1]
     content = file.read_bytes()
     return Template(folder, file.relative_to(folder), content.rindex(RECORD_BEGINS), len(content))

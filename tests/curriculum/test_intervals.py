@@ -9,7 +9,8 @@ from curriculum import InvalidInputError, beta_cdf, beta_quantile, credible_inte
 parameters = st.floats(0.01, 1e5)
 
 
-@given(st.floats(0.0, 1.0), parameters, parameters)
+# Below 1e-308 the digits of x itself are few.
+@given(st.floats(0.0, 1.0, allow_subnormal=False), parameters, parameters)
 def test_the_cdf_is_scipys(x, alpha, beta):
     assert beta_cdf(x, alpha, beta) == pytest.approx(special.betainc(alpha, beta, x), abs=1e-9)
 

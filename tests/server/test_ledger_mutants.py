@@ -93,7 +93,7 @@ MUTANTS = [
     ),
     Mutant(
         "prompts are leased without having seen every lease",
-        batches, "_CLAIM", "if claims ~= state[3] or (seq ~= '' and seq ~= state[2]) then",
+        batches, "_CLAIM", "if claims ~= state[3] or (seq ~= '' and not is_fresh) then",
         "if false then",
     ),
     Mutant(

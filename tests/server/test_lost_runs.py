@@ -7,6 +7,7 @@ import redis
 
 from curriculum_api.v1 import operator_service_pb2 as op
 from curriculum_api.v1 import trainer_service_pb2 as tr
+from curriculum_server.engine import engine
 from curriculum_server.store.embedded import EmbeddedValkey
 from tests.server.driving import RunDriver, refusal
 
@@ -25,6 +26,19 @@ def lossy(loop_thread, tmp_path, start_server):
     yield run, store, lambda: start_server(redis=valkey.url)
     store.close()
     loop_thread.call(valkey.stop())
+
+
+def put_back(store, older):
+    """At once, as a failover or a restart does it."""
+    with store.pipeline(transaction=True) as at_once:
+        at_once.flushall()
+        for key, value in older.items():
+            at_once.restore(key, 0, value)
+        at_once.execute()
+
+
+def ids(batch):
+    return {p.prompt.prompt_id for p in batch.prompts}
 
 
 def every_call(run, batch):
@@ -87,15 +101,27 @@ def test_a_store_that_went_back_is_believed_and_complained_of(lossy, caplog):
     run.play(1)
     other.play(1)
     assert run.counts() == other.counts() != before
-    with store.pipeline(transaction=True) as at_once:  # as a failover or a restart is
-        at_once.flushall()
-        for key, value in older.items():
-            at_once.restore(key, 0, value, replace=True)
-        at_once.execute()
+    put_back(store, older)
     assert other.counts() == run.counts() == before
     assert "store lost events run=r" in caplog.text
-    # As many events again, so that numbers alone would not tell: the stream does.
     other.play(2)
     assert run.counts() == other.counts()
     fresh = run.through(another_server().stubs)
     assert fresh.counts() == run.counts()
+
+
+def test_a_store_with_another_history_of_the_same_length_is_noticed_at_the_next_lease(
+    lossy, monkeypatch
+):
+    """A failover that lost events, and as many new ones since: numbers alone do not tell."""
+    monkeypatch.setattr(engine, "FOLLOW_INTERVAL_S", 3600.0)
+    run, store, another_server = lossy
+    stale = run.through(another_server().stubs)
+    before = {key: store.dump(key) for key in store.scan_iter()}
+    stale.next(count=5, step=1)
+    stale.stats()
+    put_back(store, before)
+    held = run.next(count=5, step=1)
+    taken = stale.next(count=15, step=1)
+    assert len(taken.prompts) == 15
+    assert not ids(taken) & ids(held)

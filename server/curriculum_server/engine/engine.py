@@ -53,6 +53,7 @@ class Engine:
         self.redis = redis
         self._served: dict[str, Served] = {}
         self._room = FIRST_ROOM
+        self._follow_interval_s = FOLLOW_INTERVAL_S
         self._follower: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -155,7 +156,7 @@ class Engine:
 
     async def _follow(self) -> None:
         while not self._stopping:
-            await asyncio.sleep(FOLLOW_INTERVAL_S)
+            await asyncio.sleep(self._follow_interval_s)
             metrics.LOST_RUNS.set(sum(served.run.is_lost for served in self._served.values()))
             for served in list(self._served.values()):
                 run, idle_s = served.run, time.monotonic() - served.used_s

@@ -92,6 +92,7 @@ async def _try_claim(
         layout=mirror.layout,
         seq=mirror.seq if fresh else None,
         claims=mirror.claims,
+        event_id=mirror.event_id,
         now_s=run.now_s(),
         window=window.window,
         ttl_s=mirror.config.lease_ttl_s,

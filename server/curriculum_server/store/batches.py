@@ -52,12 +52,15 @@ Indices = NDArray[np.int64]
 
 _CLAIM = """
 local meta, batch, leases, served, events = unpack(KEYS)
-local layout, seq, claims, ttl, step, slots, indices, pairs_blob, keep, kept, seen = unpack(ARGV)
+local layout, seq, claims, ttl, step, slots, indices, pairs_blob, keep, kept, seen, tip = unpack(ARGV)
 local state = redis.call('HMGET', meta, 'layout', 'seq', 'claims', 'policy_step')
 if state[1] ~= layout then return {state[1] and 'stale' or 'gone'} end
 local known = redis.call('HMGET', batch, 'slots', 'expire')
 if known[1] then return {'known', known[1], known[2]} end
-if claims ~= state[3] or (seq ~= '' and seq ~= state[2]) then return {'behind'} end
+-- A store that lost its last events and got as many new ones counts the same: the newest tells.
+local newest = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+local is_fresh = seq == state[2] and (not newest or newest[1] == tip)
+if claims ~= state[3] or (seq ~= '' and not is_fresh) then return {'behind'} end
 
 local now = tonumber(redis.call('TIME')[1])
 -- The clock went back: leases that the caller took for run out hold again.
@@ -167,6 +170,7 @@ async def claim(
     layout: int,
     seq: int | None,
     claims: int,
+    event_id: bytes,
     now_s: int,
     window: int,
     ttl_s: int,
@@ -174,9 +178,10 @@ async def claim(
 ) -> ClaimReply:
     """Lease the record's prompts, and keep the record under its batch id.
 
-    `claims` and `seq` are the numbers of leases and of events that the choice was made on, `now_s`
-    the second; with `seq` None other events may have come since. `mark_served` notes the policy
-    step in the window's log of servings, which the rest period reads; probes do not.
+    `claims` and `seq` are the numbers of leases and of events that the choice was made on,
+    `event_id` the last of these and `now_s` the second; with `seq` None other events may have come
+    since. `mark_served` notes the policy step in the window's log of servings, which the rest
+    period reads; probes do not.
     """
     index_B = record.slots["index"]
     served = np.empty((len(index_B), 2), INDEX_DTYPE)
@@ -190,7 +195,8 @@ async def claim(
     ]
     args: list[Argument] = [layout, "" if seq is None else seq, claims, ttl_s, record.policy_step]
     args += [record.encode(), index_B.astype(INDEX_DTYPE).tobytes()]
-    args += [served.tobytes() if mark_served else b"", RECORD_GRACE_S, EVENT_STREAM_LENGTH, now_s]
+    args += [served.tobytes() if mark_served else b"", RECORD_GRACE_S, EVENT_STREAM_LENGTH]
+    args += [now_s, event_id]
     with store_errors():
         reply = await redis.register_script(_CLAIM)(keys=names, args=args)
     status = reply[0].decode()
