@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from curriculum_api.errors import CurriculumError
+from curriculum_api.errors import AlreadyExistsError, CurriculumError
 from curriculum_api.status import AWAY
 from curriculum_api.v1 import run_pb2
 from curriculum_api.v1 import trainer_service_pb2 as pb
@@ -92,6 +92,14 @@ class Core:
             with self._claimed(self._sequence, (prompt_count, policy_step)) as number:
                 name = f"{self.settings.consumer}-{number}"
                 return (yield from self._lease(name, prompt_count, policy_step))
+        except AlreadyExistsError as error:
+            if request_id is None:
+                error.add_note(
+                    f"consumer={self.settings.consumer!r} asked this run for another batch before: "
+                    "a training that starts anew takes another consumer, one that resumes restores "
+                    "the client with load_state_dict and the run with rollback"
+                )
+            raise
         except AWAY as error:
             if not self._can_fall_back:
                 raise

@@ -8,7 +8,13 @@ import pickle
 
 import pytest
 
-from curriculum_client import ConflictError, InvalidRequestError, NotFoundError, TrainerClient
+from curriculum_client import (
+    AlreadyExistsError,
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    TrainerClient,
+)
 
 
 async def test_a_resumed_client_goes_on_with_the_sequence(connect, service):
@@ -121,3 +127,13 @@ def test_equal_reports_of_copies_are_different_attempts(server, service):
             with pickle.loads(pickle.dumps(client)) as other:
                 other.report(batch, {"p0": [1.0]}, policy_step=0)
     assert service.attempts == {("default-0", 0): 3}
+
+
+async def test_a_training_that_starts_anew_on_a_used_run_is_told_what_to_do(connect, service):
+    async with connect() as first:
+        await first.next_batch(2, policy_step=0)
+    async with connect() as second:
+        with pytest.raises(AlreadyExistsError) as caught:
+            await second.next_batch(3, policy_step=0)
+        [note] = caught.value.__notes__
+        assert "takes another consumer" in note

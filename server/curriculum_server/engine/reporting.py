@@ -208,7 +208,8 @@ def _too_many(batch: OpenBatch, deltas: Deltas) -> StateError:
         closed, reported = divmod(before, batches.CLOSED)
         if closed or (reported >> 16) + came > allotted:
             break
-    why = "; the slot is closed" if closed else ""
+    # Mostly a training that was started anew under a name that was used.
+    why = "; the slot is closed: an earlier report or release did it" if closed else ""
     return StateError(
         f"outcomes.slots={slot}: must be given at most {allotted} attempts; "
         f"{reported >> 16} are reported and {came} came{why}"

@@ -308,5 +308,5 @@ def lost(run_id: str) -> CorruptStateError:
     """What callers are told of a run that the store has lost."""
     return CorruptStateError(
         f"run_id={run_id!r}: the store does not hold this run any more, and nobody deleted it: the "
-        "store came back empty or older; restore the store, or DeleteRun to accept the loss"
+        "store came back empty or older; restore the store, or delete the run to accept it"
     )

@@ -52,7 +52,8 @@ Indices = NDArray[np.int64]
 
 _CLAIM = """
 local meta, batch, leases, served, events = unpack(KEYS)
-local layout, seq, claims, ttl, step, slots, indices, pairs_blob, keep, kept, seen, tip = unpack(ARGV)
+local layout, seq, claims, ttl, step, slots, indices = unpack(ARGV)
+local pairs_blob, keep, kept, seen, tip = unpack(ARGV, 8)
 local state = redis.call('HMGET', meta, 'layout', 'seq', 'claims', 'policy_step')
 if state[1] ~= layout then return {state[1] and 'stale' or 'gone'} end
 local known = redis.call('HMGET', batch, 'slots', 'expire')

@@ -85,7 +85,7 @@ async def create_run(redis: Redis, keys: RunKeys, document: Document) -> bool:
         # A second key on another slot: repeated by every create, so that a crash between is mended.
         if made < 0:
             raise StateError(
-                f"run_id={keys.run_id!r}: is being deleted or imported; repeat that, or DeleteRun"
+                f"run_id={keys.run_id!r}: is being deleted or imported; repeat that, or delete it"
             )
         await redis.zadd(RUN_INDEX, {keys.run_id: 0})
     return bool(made)

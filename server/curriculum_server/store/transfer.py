@@ -177,6 +177,6 @@ def _went_on(keys: RunKeys, status: str) -> bool:
     if status == "other":
         raise AlreadyExistsError(
             f"run_id={keys.run_id!r}: is taken by another import, which is kept for a day; import "
-            "under another name, or DeleteRun to end it"
+            "under another name, or delete the run to end it"
         )
-    raise StateError(f"run_id={keys.run_id!r}: is being deleted; repeat DeleteRun first")
+    raise StateError(f"run_id={keys.run_id!r}: is being deleted; repeat the deletion first")
