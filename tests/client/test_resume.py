@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 
+import grpc
 import pytest
 
 from curriculum_client import (
@@ -130,10 +131,13 @@ def test_equal_reports_of_copies_are_different_attempts(server, service):
 
 
 async def test_a_training_that_starts_anew_on_a_used_run_is_told_what_to_do(connect, service):
-    async with connect() as first:
-        await first.next_batch(2, policy_step=0)
-    async with connect() as second:
+    taken = (grpc.StatusCode.ALREADY_EXISTS, "request_id='default-0': was used with other content")
+    service.failures["NextBatch"] += [taken, taken]
+    async with connect() as client:
         with pytest.raises(AlreadyExistsError) as caught:
-            await second.next_batch(3, policy_step=0)
+            await client.next_batch(3, policy_step=0)
         [note] = caught.value.__notes__
         assert "takes another consumer" in note
+        with pytest.raises(AlreadyExistsError) as caught:
+            await client.next_batch(3, policy_step=0, request_id="default-0")
+        assert not hasattr(caught.value, "__notes__")

@@ -134,7 +134,7 @@ MUTANTS = [
     ),
     Mutant(
         "a change of the run is kept from the other servers",
-        commit, "_COMMIT", "string.format('%d', layout + 1)", "layout",
+        commit, "_COMMIT", "string.format('%d', math.max(layout + 1, now_ms))", "layout",
     ),
     Mutant(
         "a rollback leaves the columns of later windows",

@@ -6,6 +6,7 @@ import pytest
 import redis
 
 from curriculum_api.v1 import operator_service_pb2 as op
+from curriculum_api.v1 import prompt_pb2
 from curriculum_api.v1 import trainer_service_pb2 as tr
 from curriculum_server.engine import engine
 from curriculum_server.store.embedded import EmbeddedValkey
@@ -125,3 +126,35 @@ def test_a_store_with_another_history_of_the_same_length_is_noticed_at_the_next_
     taken = stale.next(count=15, step=1)
     assert len(taken.prompts) == 15
     assert not ids(taken) & ids(held)
+
+
+def test_prompts_that_a_store_lost_are_forgotten(lossy):
+    """After a failover that lost them another server may have added others in their place."""
+    run, store, another_server = lossy
+    other = run.through(another_server().stubs)
+    before = {key: store.dump(key) for key in store.scan_iter()}
+    run.add(prompt_pb2.Prompt(prompt_id=f"lost-{i}", domain="d") for i in range(2))
+    assert run.get().prompt_count == 22
+    put_back(store, before)
+    other.add(prompt_pb2.Prompt(prompt_id=f"new-{i}", domain="d") for i in range(2))
+    assert {s.prompt_id for s in run.list().prompts} == {s.prompt_id for s in other.list().prompts}
+    assert run.add([prompt_pb2.Prompt(prompt_id="lost-0", domain="d")]).added_count == 1
+    batch = run.next(count=23, step=3)
+    run.report(batch, {p.slot: [1.0] for p in batch.prompts})
+    assert run.counts() == other.counts()
+
+
+def test_a_layout_that_was_lost_is_not_taken_for_the_next_one(lossy, monkeypatch):
+    monkeypatch.setattr(engine, "FOLLOW_INTERVAL_S", 3600.0)
+    run, store, another_server = lossy
+    stale = run.through(another_server().stubs)
+    batch = stale.next(count=2, step=0)
+    before = {key: store.dump(key) for key in store.scan_iter()}
+    stale.next(count=2, step=1)  # opens a window
+    put_back(store, before)
+    run.checkpoint("a", 0)
+    stale.report(batch, {0: [1.0] * 8}, policy_step=1)
+    fresh = run.through(another_server().stubs)
+    assert fresh.stats().attempt_count == run.stats().attempt_count == stale.stats().attempt_count
+    assert sum(w.attempt_count for w in fresh.stats().windows) == fresh.stats().attempt_count
+    assert fresh.counts()[batch.prompts[0].prompt.prompt_id] in ((8, 8), (16, 9))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
+import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
@@ -286,6 +289,28 @@ def test_deleting_a_run_may_be_repeated(open_run, refused):
     never = op.DeleteRunRequest(run_id=f"{run.run_id}-never")
     assert refused(run.stubs.operator.DeleteRun, never).status == "NOT_FOUND"
     assert refused(run.stubs.trainer.NextBatch, run.next_request()).status == "NOT_FOUND"
+
+
+def test_deletions_beside_creations_destroy_no_new_run(open_run):
+    """Each either finds the run and removes it whole, or leaves the new one alone."""
+    run = open_run(5)
+    for _ in range(20):
+        with ThreadPoolExecutor(3) as callers:
+            deletions = [callers.submit(run.delete) for _ in range(2)]
+            creation = callers.submit(make_anew, run)
+            for deletion in deletions:
+                deletion.result()
+            creation.result()
+        make_anew(run)  # unless it is there
+        assert run.get().prompt_count == 5
+        assert len(run.next(count=5).prompts) == 5
+
+
+def make_anew(run):
+    """Unless it is being deleted, or others are in between."""
+    with suppress(grpc.RpcError):
+        run.stubs.create_run(run.run_id)
+        run.stubs.add_prompts(run.run_id, 5)
 
 
 def test_a_deleted_run_can_be_made_again_and_starts_empty(open_run):

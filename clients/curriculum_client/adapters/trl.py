@@ -150,7 +150,7 @@ class CurriculumFeed:
             prompt_count=self._prompts_per_batch,
             policy_step=resumed[0] if resumed else self._policy_step,
         )
-        if batch and resumed:
+        if batch and resumed and not batch.is_fallback:
             resumed.popleft()
         for served in batch:
             if served.attempt_count < self._num_generations:

@@ -56,7 +56,7 @@ class Proposal:
     """A batch for a request, not leased yet."""
 
     request: BatchRequest
-    basis: tuple[int, int]
+    basis: tuple[int, bytes]
     """The layout and the event on which it was chosen."""
     slots: NDArray[np.void]
     """B records of `SLOT_DTYPE`."""
@@ -132,8 +132,8 @@ def _fetched_ahead(run: Run, request: BatchRequest) -> BatchRecord | None:
     return known if is_free.all() else None
 
 
-def _basis(run: Run) -> tuple[int, int]:
-    return run.mirror.layout, run.mirror.seq
+def _basis(run: Run) -> tuple[int, bytes]:
+    return run.mirror.layout, run.mirror.event_id
 
 
 def _generator(seed: int, request_id: str) -> np.random.Generator:

@@ -29,8 +29,13 @@ async def checkpoint(run: Run, name: str, step: int, timeline: int | None) -> Do
         AlreadyExistsError: the name is taken by another step.
         StateError: there is a checkpoint at a later step.
     """
-    async with run.lock:
+    opened = b""
+
+    async def read_open() -> None:
+        nonlocal opened
         opened = encode_records(await load_leased(run.redis, run.keys))
+
+    async with run.lock:
 
         def mark(document: Document) -> tuple[Document, Change] | None:
             if timeline is not None:
@@ -41,9 +46,10 @@ async def checkpoint(run: Run, name: str, step: int, timeline: int | None) -> Do
             number = run.mirror.layout if opened else 0
             marked = document.with_checkpoint(name, step, number)
             sets = {run.keys.open_batches(number): opened} if opened else {}
-            return marked, Change(sets=sets, deletes=_unkept(run, document, marked))
+            claims, deletes = run.mirror.claims, _unkept(run, document, marked)
+            return marked, Change(sets=sets, deletes=deletes, claims=claims)
 
-        return await run.change_layout(mark)
+        return await run.change_layout(mark, read_open)
 
 
 def _is_marked(document: Document, name: str, step: int) -> bool:

@@ -6,13 +6,15 @@ numbers to the bit, however they came by them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curriculum import Pool, Prior, discount_weights, discounted_counts
+from curriculum_api.errors import CorruptStateError
 from curriculum_server.engine.catalog import Catalog
 from curriculum_server.engine.config import RunConfig
 from curriculum_server.store.batches import CLOSED, INDEX_DTYPE
@@ -62,7 +64,11 @@ class Mirror:
 
     @classmethod
     def from_snapshot(cls, catalog: Catalog, snapshot: Snapshot) -> Mirror:
-        """The mirror of a run whose prompts are in the catalog."""
+        """The mirror of a run whose prompts are in the catalog.
+
+        Raises:
+            CorruptStateError: the run has counts or leases of prompts that it does not have.
+        """
         count, header = len(catalog), snapshot.header
         windows = blocks(header.document.windows)
         mirror = cls(
@@ -81,18 +87,22 @@ class Mirror:
             attempts_N=np.zeros(count, np.int64),
             last_served_step_N=np.full(count, -1, np.int64),
         )
+        with _within_the_pool():
+            mirror._read(snapshot)
+        return mirror
+
+    def _read(self, snapshot: Snapshot) -> None:
         for (window, name), blob in snapshot.columns.items():
             if name == SERVED:
                 pairs = np.frombuffer(blob, INDEX_DTYPE).reshape(-1, 2).astype(np.int64)
-                np.maximum.at(mirror.last_served_step_N, pairs[:, 0], pairs[:, 1])
+                np.maximum.at(self.last_served_step_N, pairs[:, 0], pairs[:, 1])
             else:
-                mirror._add(window, name, _cells(blob, cell_dtype(name), count))
-        mirror.attempts_N = mirror.total(ATTEMPTS)
+                self._add(window, name, _cells(blob, cell_dtype(name), len(self.catalog)))
+        self.attempts_N = self.total(ATTEMPTS)
         for batch in snapshot.batches:
             index_K = batch.record.slots["index"][batch.progress_B < CLOSED].astype(np.int64)
-            held_K = mirror.lease_N[index_K]
-            mirror.lease_N[index_K] = np.maximum(held_K, batch.record.expire_s)
-        return mirror
+            held_K = self.lease_N[index_K]
+            self.lease_N[index_K] = np.maximum(held_K, batch.record.expire_s)
 
     def adopt_header(self, header: Header) -> None:
         """Take a newer document, the catalog having grown to it; counts stay, in fewer windows
@@ -112,20 +122,23 @@ class Mirror:
         self._touch()
 
     def apply(self, event: Mapping[bytes, bytes]) -> bool:
-        """Fold one event in; False when it is a change of layout, which must be read."""
+        """Fold one event in; False when it is a change of layout, which must be read. The caller
+        counts it in `seq` when it is done.
+
+        Raises:
+            CorruptStateError: it is of a prompt that the pool does not have.
+        """
         self._grow()
-        self.seq += 1
         kind = event[b"kind"]
-        if kind == b"report":
-            self._apply_report(event)
-        elif kind == b"claim":
-            self._apply_claim(event)
-        elif kind == b"lease":
-            self._set_leases(_indices(event[b"indices"]), event, int(event[b"expire"]))
-            self.claims += event[b"expire"] != b"0"
-        else:
-            return kind == b"created"
-        return True
+        with _within_the_pool():
+            if kind == b"report":
+                self._apply_report(event)
+            elif kind == b"claim":
+                self._apply_claim(event)
+            elif kind == b"lease":
+                self._set_leases(_indices(event[b"indices"]), event, int(event[b"expire"]))
+                self.claims += event[b"expire"] != b"0"
+        return kind in (b"report", b"claim", b"lease", b"created")
 
     def column(self, window: int, name: str) -> Cells:
         """(N,) cells; zeros where nothing was added yet."""
@@ -247,6 +260,17 @@ class Mirror:
     def _touch(self) -> None:
         self._counts.clear()
         self._priors.clear()
+
+
+@contextmanager
+def _within_the_pool() -> Iterator[None]:
+    try:
+        yield
+    except IndexError as error:
+        raise CorruptStateError(
+            f"the store has counts or leases of a prompt that the pool lacks ({error}); see "
+            "`curriculum doctor`"
+        ) from error
 
 
 def _by_block(

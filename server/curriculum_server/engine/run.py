@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from curriculum import Pool, Prior
 from curriculum_api.errors import (
@@ -116,10 +116,11 @@ class Run:
             elif await self._fold(catch):
                 return
 
-    async def reload(self) -> None:
-        """Read the whole run."""
+    async def reload(self, *, went_back: bool = False) -> None:
+        """Read the whole run; the pool only if it is another one, as it may be in a store that went
+        back in time."""
         header = await self._header()
-        known = self._mirror
+        known = None if went_back else self._mirror
         same = known is not None and known.document.create_ms == header.document.create_ms
         catalog = known.catalog if known is not None and same else Catalog()
         names = column_names([c["name"] for c in header.document.config["channels"]])
@@ -141,22 +142,29 @@ class Run:
             if not self.mirror.document.merges():
                 self._tidy_layout = self.mirror.layout
                 return
-            header = await self._header()
-            groups = header.document.merges()
-            names = column_names([c.name for c in self.mirror.config.channels])
-            if not groups or not await merge(self.redis, self.keys, header, groups[0], names):
+            header = await load_header(self.redis, self.keys)
+            groups = header.document.merges() if header else []
+            if not header or not groups:
+                return
+            names = column_names([c["name"] for c in header.document.config["channels"]])
+            if not await merge(self.redis, self.keys, header, groups[0], names):
                 return
             async with self.lock:
                 await self.sync()
 
-    async def change_layout(self, decide: Decide) -> Document:
+    async def change_layout(
+        self, decide: Decide, prepare: Callable[[], Awaitable[None]] | None = None
+    ) -> Document:
         """Commit what `decide` makes of the newest document, and return that; None changes nothing.
 
-        `decide` runs again on every newer document until a commit hits, so it holds all conditions.
+        `decide` runs again on every newer document until a commit hits, so it holds all conditions;
+        `prepare` reads before it what the mirror does not hold.
         The caller holds the lock.
         """
         for _ in range(LAYOUT_TRIES):
             await self.sync()
+            if prepare is not None:
+                await prepare()
             decision = decide(self.mirror.document)
             if decision is None:
                 return self.mirror.document
@@ -257,10 +265,10 @@ class Run:
     async def _reload_behind(self, catch: Catch) -> None:
         """Start anew where the stream does not lead on from what the mirror holds."""
         before = self.mirror
-        await self.reload()
-        lost_count = before.seq - self.mirror.seq
+        went_back = catch.forked or catch.seq < before.seq
+        await self.reload(went_back=went_back)
         same = self.mirror.document.create_ms == before.document.create_ms
-        if same and (lost_count > 0 or catch.forked):
+        if same and went_back:
             # Not merely behind: the store went back, as after a failover or a crash without
             # `appendfsync always`. The store is the truth; what it lost is lost.
             metrics.STORE_REGRESSIONS.labels(self.run_id).inc()
@@ -282,6 +290,7 @@ class Run:
                     return False
                 await self._grow(self.mirror.catalog, header)
                 self.mirror.adopt_header(header)
+            self.mirror.seq += 1
             self.mirror.event_id = event_id
         if len(catch.events) == EVENTS_PER_READ:
             return False

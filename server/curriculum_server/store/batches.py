@@ -1,8 +1,8 @@
 """Batches: leasing prompts, and giving or keeping their leases.
 
 A batch is one hash with a time to live: `slots` (packed `SLOT_DTYPE` records behind a header),
-`expire` (the second at which its leases run out), `born` (the number of events before it, which
-tells it from a batch of the same name that was forgotten) and `progress`, a u32 per slot:
+`expire` (the second at which its leases run out), `born` (when it was made, by time and events: tells
+it from a batch of the same name that was forgotten) and `progress`, a u32 per slot:
 
     bit 31 closed (all attempts reported, or released) | bits 16–30 attempts | bits 0–15 passes
 
@@ -68,7 +68,7 @@ local now = tonumber(redis.call('TIME')[1])
 if now < tonumber(seen) then return {'behind'} end
 local expire = string.format('%d', now + ttl)
 redis.call('HSET', batch, 'slots', slots, 'expire', expire, 'progress', string.rep('\\0', #indices),
-  'born', state[2])
+  'born', now .. '-' .. state[2])
 redis.call('EXPIRE', batch, 2 * ttl + keep)
 redis.call('ZREMRANGEBYSCORE', leases, '-inf', now)
 redis.call('ZADD', leases, expire, batch)

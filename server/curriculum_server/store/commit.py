@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from curriculum_api.errors import StateError
@@ -13,6 +14,7 @@ from curriculum_server.store.keys import RUN_INDEX, RunKeys
 EVENT_STREAM_LENGTH = 1_024
 """Events kept for replicas that lag, some 25 KB each; one that lags further reloads."""
 RECORD_TTL_S = 24 * 3600
+KEYS_PER_SCRIPT = 1_000
 
 _CREATE = """
 local meta, events, deleted = unpack(KEYS)
@@ -29,25 +31,42 @@ redis.call('DEL', deleted)
 return 1
 """
 
+# From here on the name is taken by the deletion, and its token says which: a repeat shares it, and
+# what comes after the deletion's end is another run's.
 _UNMAKE = """
-redis.call('HDEL', KEYS[1], 'layout')
-redis.call('SET', KEYS[2], '', 'EX', ARGV[1])
+local meta, deleted, ttl, token = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
+token = redis.call('HGET', meta, 'deleting') or token
+redis.call('HSET', meta, 'deleting', token)
+redis.call('HDEL', meta, 'layout', 'import')
+redis.call('SET', deleted, '', 'EX', ttl)
+return token
+"""
+
+_UNLINK = """
+if redis.call('HGET', KEYS[1], 'deleting') ~= ARGV[1] then return 0 end
+for i = 2, #KEYS do redis.call('UNLINK', KEYS[i]) end
+return 1
 """
 
 _COMMIT = """
 local meta, events = KEYS[1], KEYS[2]
 local expected, kind, kept, doc = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local set_count, field_count = tonumber(ARGV[5]), tonumber(ARGV[6])
-local layout = redis.call('HGET', meta, 'layout')
+local set_count, field_count, claims = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
+local state = redis.call('HMGET', meta, 'layout', 'claims')
+local layout = state[1]
 if layout ~= expected then return layout and 'stale' or 'gone' end
-redis.call('HSET', meta, 'doc', doc, 'layout', string.format('%d', layout + 1))
+if claims ~= '' and claims ~= state[2] then return 'stale' end
+-- By the time again, so that a change which a failover lost and the one after it differ.
+local now = redis.call('TIME')
+local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
+redis.call('HSET', meta, 'doc', doc, 'layout', string.format('%d', math.max(layout + 1, now_ms)))
 for i = 1, set_count do
-  local key, ttl, value = KEYS[2 + i], tonumber(ARGV[5 + 2 * i]), ARGV[6 + 2 * i]
+  local key, ttl, value = KEYS[2 + i], tonumber(ARGV[6 + 2 * i]), ARGV[7 + 2 * i]
   redis.call('SET', key, value)
   if ttl > 0 then redis.call('EXPIRE', key, ttl) end
 end
 for i = 3 + set_count, #KEYS do redis.call('UNLINK', KEYS[i]) end
-local base = 6 + 2 * set_count
+local base = 7 + 2 * set_count
 for i = 1, field_count do
   local name, value = ARGV[base + 2 * i - 1], ARGV[base + 2 * i]
   if value == '' then
@@ -72,6 +91,8 @@ class Change:
     records: Mapping[str, bytes] = field(default_factory=dict)
     """Like sets, but with a time to live."""
     deletes: Sequence[str] = ()
+    claims: int | None = None
+    """The number of leases ever made that the change is based on, if it is on leases."""
     meta_fields: Mapping[str, str] = field(default_factory=dict)
     """Fields of the meta hash beside the document; an empty value removes the field."""
 
@@ -103,6 +124,7 @@ async def commit(
     kind = "reload" if change.reload else "layout"
     head: list[Argument] = [layout, kind, EVENT_STREAM_LENGTH, document.to_json()]
     counts: list[Argument] = [len(sets), len(change.meta_fields)]
+    counts += ["" if change.claims is None else change.claims]
     values: list[Argument] = [part for _, ttl, value in sets for part in (ttl, value)]
     fields: list[Argument] = [part for item in change.meta_fields.items() for part in item]
     names = [keys.meta, keys.events, *(key for key, _, _ in sets), *change.deletes]
@@ -117,13 +139,23 @@ async def delete_run(redis: Redis, keys: RunKeys) -> None:
     with store_errors():
         # Without its layout every script and reader takes the run for gone; the rest of the hash
         # keeps the name until the last key is away.
-        await redis.eval(_UNMAKE, 2, keys.meta, keys.deleted, RECORD_TTL_S)
+        token = await redis.eval(
+            _UNMAKE, 2, keys.meta, keys.deleted, RECORD_TTL_S, uuid.uuid4().hex
+        )
         await redis.zrem(RUN_INDEX, keys.run_id)
+        found: list[bytes] = []
         pattern = keys.prefix.replace("[", "\\[")
         async for key in redis.scan_iter(match=f"{pattern}*", count=1000):
             if key not in (keys.meta.encode(), keys.deleted.encode()):
-                await redis.unlink(key)
-        await redis.unlink(keys.meta)
+                found.append(key)
+        for some in (*batched(found, KEYS_PER_SCRIPT), [keys.meta.encode()]):
+            await redis.eval(_UNLINK, len(some) + 1, keys.meta, *some, token)
+
+
+def batched(keys: Sequence[bytes], count: int) -> Iterator[Sequence[bytes]]:
+    """Cut into parts of at most so many."""
+    for first in range(0, len(keys), count):
+        yield keys[first : first + count]
 
 
 async def knows_run(redis: Redis, keys: RunKeys) -> bool:
