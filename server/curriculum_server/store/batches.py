@@ -1,8 +1,8 @@
 """Batches: leasing prompts, and giving or keeping their leases.
 
 A batch is one hash with a time to live: `slots` (packed `SLOT_DTYPE` records behind a header),
-`expire` (the second at which its leases run out), `born` (when it was made, by time and events: tells
-it from a batch of the same name that was forgotten) and `progress`, a u32 per slot:
+`expire` (the second at which its leases run out), `born` (the second and event of its making, which
+tell it from a batch of the same name that was forgotten) and `progress`, a u32 per slot:
 
     bit 31 closed (all attempts reported, or released) | bits 16–30 attempts | bits 0–15 passes
 
