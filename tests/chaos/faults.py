@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tests.chaos.cluster import Cluster
 from tests.chaos.load import Worker
 from tests.chaos.proxy import Cut
-from tests.chaos.servers import WallClock
+from tests.chaos.servers import Server, WallClock
 from tests.chaos.stores import limit_files, replica_of, wait_until_synced
 
 SETTLE_S = 0.03
@@ -43,25 +43,25 @@ Fault = Callable[[Cluster], Injected]
 def server_killed(cluster: Cluster) -> Injected:
     """kill -9 of a server, which is started again at once."""
     server = cluster.rng.choice(cluster.servers)
-    began_s = time.monotonic()
-    server.kill()
-    time.sleep(SETTLE_S)
-    dead_s = time.monotonic()
-    server.start()
-    users, ready_s = cluster.users_of(server), time.monotonic()
-    return Injected("kill -9 of a server", began_s, dead_s, users, ready_s)
+    return _taken_down(cluster, server, server.kill, "kill -9 of a server")
 
 
 def server_restarted(cluster: Cluster) -> Injected:
     """SIGTERM to a server, which drains and is started again."""
     server = cluster.rng.choice(cluster.servers)
+    return _taken_down(cluster, server, server.stop, "graceful restart of a server")
+
+
+def _taken_down(
+    cluster: Cluster, server: Server, take_down: Callable[[], None], what: str
+) -> Injected:
     began_s = time.monotonic()
-    server.stop()
+    take_down()
     time.sleep(SETTLE_S)
     dead_s = time.monotonic()
     server.start()
     users, ready_s = cluster.users_of(server), time.monotonic()
-    return Injected("graceful restart of a server", began_s, dead_s, users, ready_s)
+    return Injected(what, began_s, dead_s, users, ready_s)
 
 
 def server_frozen(cluster: Cluster) -> Injected:
