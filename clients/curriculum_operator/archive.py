@@ -118,6 +118,7 @@ class Reader:
             return self._archive.read(name)
         except KeyError:
             raise self._bad(f"{name} is missing") from None
+        # NotImplementedError is zipfile's word for a compression that it does not know.
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
             raise self._bad(f"{name} is damaged: {error}") from None
 

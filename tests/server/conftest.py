@@ -78,3 +78,16 @@ def plain_valkey() -> Iterator[PlainValkey]:
     valkey = PlainValkey()
     yield valkey
     valkey.close()
+
+
+@pytest.fixture
+def refused_untouched(refused):
+    """Refuses, and compares all that is seen of the run before and after."""
+
+    def check(run, call, request):
+        before = run.seen()
+        answer = refused(call, request)
+        assert run.seen() == before
+        return answer
+
+    return check

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from curriculum_api.v1 import prompt_pb2, run_pb2
 from curriculum_api.v1 import trainer_service_pb2 as tr
+from curriculum_server.engine import lifecycle
 
 
 def spans(run):
@@ -258,6 +261,25 @@ def test_a_batch_fetched_ahead_is_composed_anew_when_others_took_its_prompts(ope
     assert len(again) == 4
     assert again.isdisjoint(taken)
     assert again != {p.prompt.prompt_id for p in ahead.prompts}
+
+
+def test_a_batch_that_another_server_leases_beside_a_checkpoint_is_in_it(
+    open_run, start_server, monkeypatch
+):
+    run = open_run(40)
+    other, leased = run.through(start_server().stubs), []
+    read = lifecycle.load_leased
+
+    async def read_and_be_overtaken(redis, keys):
+        found = await read(redis, keys)
+        if not leased:
+            leased.append(await asyncio.to_thread(other.next, "late", 6))
+        return found
+
+    monkeypatch.setattr(lifecycle, "load_leased", read_and_be_overtaken)
+    run.checkpoint("a", 0)
+    run.rollback("a")
+    assert content([run.next("late", 6)]) == content(leased)
 
 
 def test_a_checkpoint_may_not_go_back(open_run, refused):

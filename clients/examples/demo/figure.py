@@ -105,7 +105,7 @@ def _draw_beliefs(axes: Axes, name: str, history: History) -> None:
 
 
 def _finish_curve(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x else "0")
     axes.set_xlabel("rollouts")
     axes.set_xlim(left=0)

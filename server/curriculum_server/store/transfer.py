@@ -25,8 +25,7 @@ PARTS_PER_SCRIPT = 64
 # Answers nil if the import may go on.
 _MAY_IMPORT = f"""
 local function refusal(meta, request_id)
-  local state = redis.call('HMGET', meta, 'layout', '{IMPORT}', '{IMPORTED}', 'deleting')
-  if state[4] then return 'deleting' end
+  local state = redis.call('HMGET', meta, 'layout', '{IMPORT}', '{IMPORTED}')
   if state[1] then return state[3] == request_id and 'done' or 'exists' end
   if state[2] then return state[2] ~= request_id and 'other' or nil end
   return redis.call('EXISTS', meta) == 1 and 'deleting' or nil
