@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import redis
 
+from curriculum_api.errors import StoreUnavailableError
 from curriculum_api.v1 import operator_service_pb2 as op
 from curriculum_api.v1 import prompt_pb2
 from curriculum_api.v1 import trainer_service_pb2 as tr
 from curriculum_server.engine import engine
+from curriculum_server.engine import run as engine_run
 from curriculum_server.store.embedded import EmbeddedValkey
 from tests.server.driving import RunDriver, refusal
 
@@ -158,3 +160,25 @@ def test_a_layout_that_was_lost_is_not_taken_for_the_next_one(lossy, monkeypatch
     assert fresh.stats().attempt_count == run.stats().attempt_count == stale.stats().attempt_count
     assert sum(w.attempt_count for w in fresh.stats().windows) == fresh.stats().attempt_count
     assert fresh.counts()[batch.prompts[0].prompt.prompt_id] in ((8, 8), (16, 9))
+
+
+def test_a_read_that_fails_within_an_event_raises_no_alarm(lossy, monkeypatch, caplog):
+    monkeypatch.setattr(engine, "FOLLOW_INTERVAL_S", 3600.0)
+    run, _, another_server = lossy
+    server = another_server()
+    other, failures = run.through(server.stubs), []
+    other.stats()
+    read = engine_run.load_header
+
+    async def fail_once(redis, keys):
+        if redis is server.app.engine.redis and not failures:
+            failures.append(redis)
+            raise StoreUnavailableError("the store cannot be reached")
+        return await read(redis, keys)
+
+    run.checkpoint("a", 0)
+    monkeypatch.setattr(engine_run, "load_header", fail_once)
+    request = op.GetStatsRequest(run_id="r")
+    assert refusal(other.stubs.operator.GetStats, request).status == "UNAVAILABLE"
+    assert other.stats() == run.stats()
+    assert "store lost events" not in caplog.text
