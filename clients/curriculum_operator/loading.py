@@ -94,13 +94,14 @@ class _Ids:
 def survey(source: Source, names: FieldNames, advance: Advance = lambda _count: None) -> Survey:
     """Reads everything once; raises BadSourceError that lists what is wrong."""
     ids, repeats, domains = _Ids(), set(), Counter[str]()
-    problems, problem_count = [], 0
+    problems, problem_count, embedding_length = [], 0, 0
     for record in source.records():
         advance(1)
         try:
             if record.problem is not None:
                 raise RecordError(record.problem)
             parsed = prompt_from_record(record.value, names)
+            embedding_length = _agreed(embedding_length, len(parsed.prompt.embedding))
             first = ids.add(parsed.prompt.prompt_id, parsed.digest, record.number)
             if first is None:
                 domains[parsed.prompt.domain] += 1
@@ -131,6 +132,13 @@ def survey(source: Source, names: FieldNames, advance: Advance = lambda _count: 
         digests=ids.digests,
         repeats=frozenset(repeats),
     )
+
+
+def _agreed(before: int, length: int) -> int:
+    """The length of the source's embeddings, of which one has this; 0 is none."""
+    if before and length and before != length:
+        raise RecordError(f"embedding has {length} numbers; those before have {before}")
+    return before or length
 
 
 def _report(problems: list[str], count: int, unit: str) -> str:

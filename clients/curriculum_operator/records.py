@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,7 @@ class FieldNames:
     domain: str | None = None
     tags: str | None = None
     payload: str | None = None
+    embedding: str | None = None
     features: tuple[str, ...] = ()
     """Numeric fields that become features, beside those in the field `features`."""
     default_domain: str | None = None
@@ -59,6 +61,7 @@ def prompt_from_record(record: Any, names: FieldNames) -> Parsed:
     domain = _take(rest, names.domain, ("domain",), required=names.domain is not None)
     tags = _take(rest, names.tags, ("tags",), required=False)
     payload = _payload(_take(rest, names.payload, ("payload",), required=False))
+    embedding = _embedding(_take(rest, names.embedding, ("embedding",), required=False))
     features = _features(rest, names.features)
     if isinstance(text, list):
         messages, text = text, _joined_messages(text)
@@ -71,6 +74,7 @@ def prompt_from_record(record: Any, names: FieldNames) -> Parsed:
         payload_json=_dumps(payload) if payload else "",
         tags=_tags(tags),
         features=features,
+        embedding=embedding,
     )
     size = len(prompt.text.encode()) + len(prompt.payload_json.encode())
     if size > limits.MAX_PROMPT_BYTES:
@@ -78,7 +82,7 @@ def prompt_from_record(record: Any, names: FieldNames) -> Parsed:
     # The order of the payload's keys means nothing, so neither id nor digest depends on it.
     canonical = _dumps([prompt.domain, prompt.text, payload], sort_keys=True).encode()
     prompt.prompt_id = _prompt_id(prompt_id, canonical)
-    described = _dumps([tags, features], sort_keys=True).encode()
+    described = _dumps([tags, features], sort_keys=True).encode() + array("f", embedding).tobytes()
     digest = hashlib.blake2b(canonical + described, digest_size=8).digest()
     return Parsed(prompt, int.from_bytes(digest, "big"))
 
@@ -86,7 +90,8 @@ def prompt_from_record(record: Any, names: FieldNames) -> Parsed:
 def content_id(canonical: bytes) -> str:
     """An id from what is asked and how it is verified: the same content has the same id anywhere.
 
-    Tags and features describe a prompt and do not make it another one, so they are left out.
+    Tags, features and the embedding describe a prompt and do not make it another one, so they are
+    left out.
     """
     return hashlib.sha256(canonical).hexdigest()[:32]
 
@@ -130,7 +135,10 @@ def _features(rest: dict[str, Any], named: Sequence[str]) -> dict[str, float]:
     features |= {name: rest.pop(name) for name in named if name in rest}
     if len(features) > limits.MAX_FEATURES:
         raise RecordError(f"features: {len(features)} of them; at most {limits.MAX_FEATURES}")
-    return {_utf8("features", name): _feature(name, value) for name, value in features.items()}
+    return {
+        _name("features", name, limits.MAX_TAG_BYTES): _feature(name, value)
+        for name, value in features.items()
+    }
 
 
 def _feature(name: str, value: Any) -> float:
@@ -143,6 +151,23 @@ def _feature(name: str, value: Any) -> float:
     if not math.isfinite(number):
         raise RecordError(f"features.{name}={_shown(value)}: must be finite")
     return number
+
+
+def _embedding(value: Any) -> list[float]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise RecordError(f"embedding={_shown(value)}: must be a list of numbers")
+    if len(value) > limits.MAX_EMBEDDING_LENGTH:
+        raise RecordError(f"embedding: {len(value)} numbers; at most {limits.MAX_EMBEDDING_LENGTH}")
+    most = limits.MAX_EMBEDDING_VALUE
+    for at, number in enumerate(value):
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        if not is_number or not -most <= number <= most:
+            raise RecordError(
+                f"embedding[{at}]={_shown(number)}: must be a number in [{-most:.0f}, {most:.0f}]"
+            )
+    return value
 
 
 def _joined_messages(messages: list[Any]) -> str:

@@ -40,6 +40,7 @@ from curriculum_operator.sources.registry import is_generated, opened
     multiple=True,
     help="A number that becomes a feature. Repeatable.",
 )
+@click.option("--embedding-field", metavar="NAME", help="Holds an embedding. [embedding]")
 @click.option(
     "--batch",
     type=click.IntRange(1, limits.MAX_ADD_PROMPTS),
@@ -70,9 +71,14 @@ def add(session: Session, run_id: str, source_name: str, **options: Any) -> None
                                    generated; FIELD is one of the task's configuration
 
     A record's fields: prompt_id (or id), text (or prompt), domain, payload (an object for the
-    verifier), tags (a list) and features (an object of numbers). Every other field is kept in the
-    payload. A text may be a list of chat messages: their contents, joined by blank lines, are the
-    text, and the list itself is kept in the payload as "messages".
+    verifier), tags (a list), features (an object of numbers) and embedding (a list of numbers, of
+    one length within a run). Every other field is kept in the payload. A text may be a list of chat
+    messages: their contents, joined by blank lines, are the text, and the list itself is kept in
+    the payload as "messages".
+
+    Tags, features and the embedding tell how hard a prompt may be before it is attempted: another
+    model's pass rate is worth most. Any prompt may lack any of them. Where no prompt has a feature
+    or an embedding, the texts themselves are compared.
 
     A record without an id gets one from its domain, text and payload, so repeating the command
     adds only what is missing. Exact repeats in a source are collapsed. When any record is bad,
@@ -114,6 +120,7 @@ def _field_names(source_name: str, options: dict[str, Any]) -> FieldNames:
         domain=options["domain_field"],
         tags=options["tags_field"],
         payload=options["payload_field"],
+        embedding=options["embedding_field"],
         features=tuple(options["feature_field"]),
         default_domain=options["domain"],
     )

@@ -32,7 +32,7 @@ class _ReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTyp
     REASON_EDGE: _Reason.ValueType  # 1
     """Drawn for its chance of a mixed group."""
     REASON_EXPLORE: _Reason.ValueType  # 2
-    """Drawn like REASON_EDGE, with less than one discounted attempt to go by."""
+    """Drawn like REASON_EDGE, and never attempted before."""
     REASON_REVIEW: _Reason.ValueType  # 3
     """Mastered, and served against forgetting."""
     REASON_REACH: _Reason.ValueType  # 4
@@ -52,7 +52,7 @@ REASON_UNSPECIFIED: Reason.ValueType  # 0
 REASON_EDGE: Reason.ValueType  # 1
 """Drawn for its chance of a mixed group."""
 REASON_EXPLORE: Reason.ValueType  # 2
-"""Drawn like REASON_EDGE, with less than one discounted attempt to go by."""
+"""Drawn like REASON_EDGE, and never attempted before."""
 REASON_REVIEW: Reason.ValueType  # 3
 """Mastered, and served against forgetting."""
 REASON_REACH: Reason.ValueType  # 4
@@ -217,7 +217,9 @@ class Outcomes(google.protobuf.message.Message):
 
     @property
     def channels(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, global___ChannelValues]:
-        """Values of declared channels by name, each with as many values as there are rows."""
+        """Values of declared channels by name, each with as many values as there are rows. Those that the
+        run's objective names have to be there.
+        """
 
     def __init__(
         self,
@@ -249,7 +251,10 @@ class ReportReceipt(google.protobuf.message.Message):
     completed_group_count: builtins.int
     """Groups that this report completed."""
     mixed_group_count: builtins.int
-    """Completed groups that have both a pass and a fail."""
+    """Completed groups that have both a pass and a fail; in a run with an objective, those whose
+    attempts are not all equal in it, to the ledger's resolution of 1/16384. Where rewards are
+    graded that is nearly every group: see RunConfig.objective for what is used instead.
+    """
     duplicate: builtins.bool
     """Whether the request_id had been counted before, so that this call changed nothing."""
     def __init__(

@@ -55,7 +55,7 @@ global___Band = Band
 @typing.final
 class Prompt(google.protobuf.message.Message):
     """Prompt is one task instance as its owner describes it. The service never
-    changes it; it is served to trainers and probers as it was added.
+    changes it; it is served to trainers and probers as it was added, but for the embedding.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -82,6 +82,7 @@ class Prompt(google.protobuf.message.Message):
     PAYLOAD_JSON_FIELD_NUMBER: builtins.int
     TAGS_FIELD_NUMBER: builtins.int
     FEATURES_FIELD_NUMBER: builtins.int
+    EMBEDDING_FIELD_NUMBER: builtins.int
     prompt_id: builtins.str
     """Names the prompt within its run. 1 to 256 bytes of UTF-8; set by the caller."""
     domain: builtins.str
@@ -92,12 +93,22 @@ class Prompt(google.protobuf.message.Message):
     """Anything the caller's verifier needs, as a JSON object; opaque to the service. Empty for none."""
     @property
     def tags(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Labels, kept and served. At most 16, each 1 to 64 bytes."""
+        """Labels, kept and served. At most 16, each 1 to 64 bytes. Those that between 0.5% and 99.5% of a
+        run's prompts have tell how hard a prompt may be before it is attempted: the 64 most frequent.
+        """
 
     @property
     def features(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
         """Numeric attributes, for example another model's pass rate, kept and served. At most 32, their
-        names 1 to 64 bytes, their values finite.
+        names 1 to 64 bytes, their values finite. They too tell how hard a prompt may be, of the names
+        in a run the 32 most frequent; a prompt may lack any of them.
+        """
+
+    @property
+    def embedding(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Where the prompt lies in some model's embedding space, set by the operator who adds it; empty
+        for none. 1 to 4,096 finite numbers of at most 65,504, of one length within a run; kept to 11
+        bits. Tells how hard a prompt may be, and is neither served nor shown.
         """
 
     def __init__(
@@ -109,8 +120,9 @@ class Prompt(google.protobuf.message.Message):
         payload_json: builtins.str = ...,
         tags: collections.abc.Iterable[builtins.str] | None = ...,
         features: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+        embedding: collections.abc.Iterable[builtins.float] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["domain", b"domain", "features", b"features", "payload_json", b"payload_json", "prompt_id", b"prompt_id", "tags", b"tags", "text", b"text"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["domain", b"domain", "embedding", b"embedding", "features", b"features", "payload_json", b"payload_json", "prompt_id", b"prompt_id", "tags", b"tags", "text", b"text"]) -> None: ...
 
 global___Prompt = Prompt
 

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63urriculum_api/v1/run.proto\x12\x11\x63urriculum_api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x83\x05\n\x0fSelectionConfig\x12\x15\n\x08strategy\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x17\n\ngroup_size\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x15\n\x08\x64iscount\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x15\n\x08optimism\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x16\n\tsharpness\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x17\n\nrest_steps\x18\x06 \x01(\rH\x05\x88\x01\x01\x12\x19\n\x0creview_share\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x18\n\x0breach_share\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12!\n\x14reach_attempt_factor\x18\t \x01(\rH\x08\x88\x01\x01\x12K\n\rdomain_shares\x18\n \x03(\x0b\x32\x34.curriculum_api.v1.SelectionConfig.DomainSharesEntry\x12\x15\n\x08\x65\x64ge_low\x18\x0b \x01(\x01H\t\x88\x01\x01\x12\x16\n\tedge_high\x18\x0c \x01(\x01H\n\x88\x01\x01\x12\x1c\n\x0f\x63\x61ndidate_ratio\x18\r \x01(\rH\x0b\x88\x01\x01\x1a\x33\n\x11\x44omainSharesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0b\n\t_strategyB\r\n\x0b_group_sizeB\x0b\n\t_discountB\x0b\n\t_optimismB\x0c\n\n_sharpnessB\r\n\x0b_rest_stepsB\x0f\n\r_review_shareB\x0e\n\x0c_reach_shareB\x17\n\x15_reach_attempt_factorB\x0b\n\t_edge_lowB\x0c\n\n_edge_highB\x12\n\x10_candidate_ratio\"=\n\x07\x43hannel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tmin_value\x18\x02 \x01(\x01\x12\x11\n\tmax_value\x18\x03 \x01(\x01\"\xe6\x02\n\tRunConfig\x12\x35\n\tselection\x18\x01 \x01(\x0b\x32\".curriculum_api.v1.SelectionConfig\x12\x17\n\nreward_min\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nreward_max\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x1b\n\x0epass_threshold\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0cwindow_steps\x18\x05 \x01(\rH\x03\x88\x01\x01\x12,\n\tlease_ttl\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\x04seed\x18\x07 \x01(\x04H\x04\x88\x01\x01\x12,\n\x08\x63hannels\x18\x08 \x03(\x0b\x32\x1a.curriculum_api.v1.ChannelB\r\n\x0b_reward_minB\r\n\x0b_reward_maxB\x11\n\x0f_pass_thresholdB\x0f\n\r_window_stepsB\x07\n\x05_seed\"\x90\x02\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12,\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1c.curriculum_api.v1.RunConfig\x12\x14\n\x0cprompt_count\x18\x03 \x01(\x04\x12\x10\n\x08timeline\x18\x04 \x01(\r\x12\x13\n\x0bpolicy_step\x18\x05 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06policy\x18\x07 \x01(\x0b\x32\x19.curriculum_api.v1.Policy\x12\x32\n\x0b\x63heckpoints\x18\x08 \x03(\x0b\x32\x1d.curriculum_api.v1.Checkpoint\"*\n\x06Policy\x12\x13\n\x0bpolicy_step\x18\x01 \x01(\x04\x12\x0b\n\x03uri\x18\x02 \x01(\t\"/\n\nCheckpoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bpolicy_step\x18\x02 \x01(\x04\"(\n\x07RunPart\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"|\n\x0cStoreFinding\x12-\n\x08severity\x18\x01 \x01(\x0e\x32\x1b.curriculum_api.v1.Severity\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12\x0e\n\x06remedy\x18\x05 \x01(\t*N\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x14\n\x10SEVERITY_WARNING\x10\x01\x12\x12\n\x0eSEVERITY_ERROR\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63urriculum_api/v1/run.proto\x12\x11\x63urriculum_api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x91\x07\n\x0fSelectionConfig\x12\x15\n\x08strategy\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x17\n\ngroup_size\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x19\n\x08\x64iscount\x18\x03 \x01(\x01\x42\x02\x18\x01H\x02\x88\x01\x01\x12\x15\n\x08optimism\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x16\n\tsharpness\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x17\n\nrest_steps\x18\x06 \x01(\rH\x05\x88\x01\x01\x12\x19\n\x0creview_share\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x18\n\x0breach_share\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12!\n\x14reach_attempt_factor\x18\t \x01(\rH\x08\x88\x01\x01\x12K\n\rdomain_shares\x18\n \x03(\x0b\x32\x34.curriculum_api.v1.SelectionConfig.DomainSharesEntry\x12\x15\n\x08\x65\x64ge_low\x18\x0b \x01(\x01H\t\x88\x01\x01\x12\x16\n\tedge_high\x18\x0c \x01(\x01H\n\x88\x01\x01\x12\x1c\n\x0f\x63\x61ndidate_ratio\x18\r \x01(\rH\x0b\x88\x01\x01\x12\x19\n\x0creach_chance\x18\x0e \x01(\x01H\x0c\x88\x01\x01\x12\x19\n\x0ctoken_weight\x18\x0f \x01(\x01H\r\x88\x01\x01\x12\x16\n\tmax_share\x18\x10 \x01(\x01H\x0e\x88\x01\x01\x12\x1c\n\x0fmax_share_steps\x18\x11 \x01(\rH\x0f\x88\x01\x01\x12\x1b\n\x0elearned_shares\x18\x12 \x01(\x01H\x10\x88\x01\x01\x12\x18\n\x0bwear_visits\x18\x13 \x01(\x01H\x11\x88\x01\x01\x1a\x33\n\x11\x44omainSharesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0b\n\t_strategyB\r\n\x0b_group_sizeB\x0b\n\t_discountB\x0b\n\t_optimismB\x0c\n\n_sharpnessB\r\n\x0b_rest_stepsB\x0f\n\r_review_shareB\x0e\n\x0c_reach_shareB\x17\n\x15_reach_attempt_factorB\x0b\n\t_edge_lowB\x0c\n\n_edge_highB\x12\n\x10_candidate_ratioB\x0f\n\r_reach_chanceB\x0f\n\r_token_weightB\x0c\n\n_max_shareB\x12\n\x10_max_share_stepsB\x11\n\x0f_learned_sharesB\x0e\n\x0c_wear_visits\"=\n\x07\x43hannel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tmin_value\x18\x02 \x01(\x01\x12\x11\n\tmax_value\x18\x03 \x01(\x01\"\xd8\x03\n\tRunConfig\x12\x35\n\tselection\x18\x01 \x01(\x0b\x32\".curriculum_api.v1.SelectionConfig\x12\x17\n\nreward_min\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nreward_max\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x1b\n\x0epass_threshold\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0cwindow_steps\x18\x05 \x01(\rH\x03\x88\x01\x01\x12,\n\tlease_ttl\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\x04seed\x18\x07 \x01(\x04H\x04\x88\x01\x01\x12,\n\x08\x63hannels\x18\x08 \x03(\x0b\x32\x1a.curriculum_api.v1.Channel\x12>\n\tobjective\x18\t \x03(\x0b\x32+.curriculum_api.v1.RunConfig.ObjectiveEntry\x1a\x30\n\x0eObjectiveEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_reward_minB\r\n\x0b_reward_maxB\x11\n\x0f_pass_thresholdB\x0f\n\r_window_stepsB\x07\n\x05_seed\"\x90\x02\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12,\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1c.curriculum_api.v1.RunConfig\x12\x14\n\x0cprompt_count\x18\x03 \x01(\x04\x12\x10\n\x08timeline\x18\x04 \x01(\r\x12\x13\n\x0bpolicy_step\x18\x05 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06policy\x18\x07 \x01(\x0b\x32\x19.curriculum_api.v1.Policy\x12\x32\n\x0b\x63heckpoints\x18\x08 \x03(\x0b\x32\x1d.curriculum_api.v1.Checkpoint\"*\n\x06Policy\x12\x13\n\x0bpolicy_step\x18\x01 \x01(\x04\x12\x0b\n\x03uri\x18\x02 \x01(\t\"/\n\nCheckpoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bpolicy_step\x18\x02 \x01(\x04\"(\n\x07RunPart\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"|\n\x0cStoreFinding\x12-\n\x08severity\x18\x01 \x01(\x0e\x32\x1b.curriculum_api.v1.Severity\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12\x0e\n\x06remedy\x18\x05 \x01(\t*N\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x14\n\x10SEVERITY_WARNING\x10\x01\x12\x12\n\x0eSEVERITY_ERROR\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,24 +35,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SELECTIONCONFIG_DOMAINSHARESENTRY']._loaded_options = None
   _globals['_SELECTIONCONFIG_DOMAINSHARESENTRY']._serialized_options = b'8\001'
-  _globals['_SEVERITY']._serialized_start=1721
-  _globals['_SEVERITY']._serialized_end=1799
+  _globals['_SELECTIONCONFIG'].fields_by_name['discount']._loaded_options = None
+  _globals['_SELECTIONCONFIG'].fields_by_name['discount']._serialized_options = b'\030\001'
+  _globals['_RUNCONFIG_OBJECTIVEENTRY']._loaded_options = None
+  _globals['_RUNCONFIG_OBJECTIVEENTRY']._serialized_options = b'8\001'
+  _globals['_SEVERITY']._serialized_start=2105
+  _globals['_SEVERITY']._serialized_end=2183
   _globals['_SELECTIONCONFIG']._serialized_start=116
-  _globals['_SELECTIONCONFIG']._serialized_end=759
-  _globals['_SELECTIONCONFIG_DOMAINSHARESENTRY']._serialized_start=520
-  _globals['_SELECTIONCONFIG_DOMAINSHARESENTRY']._serialized_end=571
-  _globals['_CHANNEL']._serialized_start=761
-  _globals['_CHANNEL']._serialized_end=822
-  _globals['_RUNCONFIG']._serialized_start=825
-  _globals['_RUNCONFIG']._serialized_end=1183
-  _globals['_RUN']._serialized_start=1186
-  _globals['_RUN']._serialized_end=1458
-  _globals['_POLICY']._serialized_start=1460
-  _globals['_POLICY']._serialized_end=1502
-  _globals['_CHECKPOINT']._serialized_start=1504
-  _globals['_CHECKPOINT']._serialized_end=1551
-  _globals['_RUNPART']._serialized_start=1553
-  _globals['_RUNPART']._serialized_end=1593
-  _globals['_STOREFINDING']._serialized_start=1595
-  _globals['_STOREFINDING']._serialized_end=1719
+  _globals['_SELECTIONCONFIG']._serialized_end=1029
+  _globals['_SELECTIONCONFIG_DOMAINSHARESENTRY']._serialized_start=687
+  _globals['_SELECTIONCONFIG_DOMAINSHARESENTRY']._serialized_end=738
+  _globals['_CHANNEL']._serialized_start=1031
+  _globals['_CHANNEL']._serialized_end=1092
+  _globals['_RUNCONFIG']._serialized_start=1095
+  _globals['_RUNCONFIG']._serialized_end=1567
+  _globals['_RUNCONFIG_OBJECTIVEENTRY']._serialized_start=1444
+  _globals['_RUNCONFIG_OBJECTIVEENTRY']._serialized_end=1492
+  _globals['_RUN']._serialized_start=1570
+  _globals['_RUN']._serialized_end=1842
+  _globals['_POLICY']._serialized_start=1844
+  _globals['_POLICY']._serialized_end=1886
+  _globals['_CHECKPOINT']._serialized_start=1888
+  _globals['_CHECKPOINT']._serialized_end=1935
+  _globals['_RUNPART']._serialized_start=1937
+  _globals['_RUNPART']._serialized_end=1977
+  _globals['_STOREFINDING']._serialized_start=1979
+  _globals['_STOREFINDING']._serialized_end=2103
 # @@protoc_insertion_point(module_scope)

@@ -82,14 +82,22 @@ class SelectionConfig(google.protobuf.message.Message):
     EDGE_LOW_FIELD_NUMBER: builtins.int
     EDGE_HIGH_FIELD_NUMBER: builtins.int
     CANDIDATE_RATIO_FIELD_NUMBER: builtins.int
+    REACH_CHANCE_FIELD_NUMBER: builtins.int
+    TOKEN_WEIGHT_FIELD_NUMBER: builtins.int
+    MAX_SHARE_FIELD_NUMBER: builtins.int
+    MAX_SHARE_STEPS_FIELD_NUMBER: builtins.int
+    LEARNED_SHARES_FIELD_NUMBER: builtins.int
+    WEAR_VISITS_FIELD_NUMBER: builtins.int
     strategy: builtins.str
     """"edge", "thompson" or "uniform"."""
     group_size: builtins.int
     """Attempts per prompt, in [2, 1024]."""
     discount: builtins.float
-    """Weight that evidence keeps per policy step, in (0, 1]."""
+    """Refused when set. How fast evidence is forgotten is learned from the ledger."""
     optimism: builtins.float
-    """Standard deviations by which an uncertain pass rate is moved towards 1/2, in [0, 10]."""
+    """Weight of what a group would teach about its prompt's pass rate, against its chance of being
+    mixed now, in [0, 10]; 0 is greedy.
+    """
     sharpness: builtins.float
     """Exponent on the score in the softened draw, in [0, 64]; larger is greedier."""
     rest_steps: builtins.int
@@ -99,13 +107,35 @@ class SelectionConfig(google.protobuf.message.Message):
     reach_share: builtins.float
     """Share of a batch given to prompts beyond the edge, in [0, 1]."""
     reach_attempt_factor: builtins.int
-    """Attempts of a reach prompt as a multiple of group_size, in [1, 64]; together at most 32767."""
+    """Most attempts of a reach prompt as a multiple of group_size, in [1, 64]; together at most 32767."""
     edge_low: builtins.float
     """Pass rate below which a prompt is beyond the edge, in (0, 0.5)."""
     edge_high: builtins.float
     """Pass rate above which a prompt is mastered, in (0.5, 1)."""
     candidate_ratio: builtins.int
     """Candidates drawn per served prompt by the strategy "thompson", in [1, 1024]."""
+    reach_chance: builtins.float
+    """A reach prompt gets the fewest attempts among which a pass has this chance, in (0, 1); from
+    group_size to reach_attempt_factor times as many. Default 0.5.
+    """
+    token_weight: builtins.float
+    """How much the tokens that a prompt's attempts are expected to take count against it, in [0, 1]:
+    at 0 not at all, at 1 a prompt of twice the tokens has to be worth twice as much. Default 0.
+    """
+    max_share: builtins.float
+    """Largest share of the attempts of the last max_share_steps policy steps that a prompt may have
+    had to be served again, in (0, 1]. Default 1: no limit.
+    """
+    max_share_steps: builtins.int
+    """Policy steps over which max_share is counted, in [1, 1000000]. Default 100."""
+    learned_shares: builtins.float
+    """How far the shares of the domains that domain_shares does not list follow how fast each is
+    being learned, in [0, 1]; at 0 the draw decides. Default 0.
+    """
+    wear_visits: builtins.float
+    """Visits in the last max_share_steps policy steps after which a prompt's next group is taken to be
+    worth half as much, in [0, 1000000]; 0 is never. Default 20.
+    """
     @property
     def domain_shares(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
         """Share of a batch for each listed domain; they add up to at most 1. Empty for none."""
@@ -126,9 +156,15 @@ class SelectionConfig(google.protobuf.message.Message):
         edge_low: builtins.float | None = ...,
         edge_high: builtins.float | None = ...,
         candidate_ratio: builtins.int | None = ...,
+        reach_chance: builtins.float | None = ...,
+        token_weight: builtins.float | None = ...,
+        max_share: builtins.float | None = ...,
+        max_share_steps: builtins.int | None = ...,
+        learned_shares: builtins.float | None = ...,
+        wear_visits: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_candidate_ratio", b"_candidate_ratio", "_discount", b"_discount", "_edge_high", b"_edge_high", "_edge_low", b"_edge_low", "_group_size", b"_group_size", "_optimism", b"_optimism", "_reach_attempt_factor", b"_reach_attempt_factor", "_reach_share", b"_reach_share", "_rest_steps", b"_rest_steps", "_review_share", b"_review_share", "_sharpness", b"_sharpness", "_strategy", b"_strategy", "candidate_ratio", b"candidate_ratio", "discount", b"discount", "edge_high", b"edge_high", "edge_low", b"edge_low", "group_size", b"group_size", "optimism", b"optimism", "reach_attempt_factor", b"reach_attempt_factor", "reach_share", b"reach_share", "rest_steps", b"rest_steps", "review_share", b"review_share", "sharpness", b"sharpness", "strategy", b"strategy"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_candidate_ratio", b"_candidate_ratio", "_discount", b"_discount", "_edge_high", b"_edge_high", "_edge_low", b"_edge_low", "_group_size", b"_group_size", "_optimism", b"_optimism", "_reach_attempt_factor", b"_reach_attempt_factor", "_reach_share", b"_reach_share", "_rest_steps", b"_rest_steps", "_review_share", b"_review_share", "_sharpness", b"_sharpness", "_strategy", b"_strategy", "candidate_ratio", b"candidate_ratio", "discount", b"discount", "domain_shares", b"domain_shares", "edge_high", b"edge_high", "edge_low", b"edge_low", "group_size", b"group_size", "optimism", b"optimism", "reach_attempt_factor", b"reach_attempt_factor", "reach_share", b"reach_share", "rest_steps", b"rest_steps", "review_share", b"review_share", "sharpness", b"sharpness", "strategy", b"strategy"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_candidate_ratio", b"_candidate_ratio", "_discount", b"_discount", "_edge_high", b"_edge_high", "_edge_low", b"_edge_low", "_group_size", b"_group_size", "_learned_shares", b"_learned_shares", "_max_share", b"_max_share", "_max_share_steps", b"_max_share_steps", "_optimism", b"_optimism", "_reach_attempt_factor", b"_reach_attempt_factor", "_reach_chance", b"_reach_chance", "_reach_share", b"_reach_share", "_rest_steps", b"_rest_steps", "_review_share", b"_review_share", "_sharpness", b"_sharpness", "_strategy", b"_strategy", "_token_weight", b"_token_weight", "_wear_visits", b"_wear_visits", "candidate_ratio", b"candidate_ratio", "discount", b"discount", "edge_high", b"edge_high", "edge_low", b"edge_low", "group_size", b"group_size", "learned_shares", b"learned_shares", "max_share", b"max_share", "max_share_steps", b"max_share_steps", "optimism", b"optimism", "reach_attempt_factor", b"reach_attempt_factor", "reach_chance", b"reach_chance", "reach_share", b"reach_share", "rest_steps", b"rest_steps", "review_share", b"review_share", "sharpness", b"sharpness", "strategy", b"strategy", "token_weight", b"token_weight", "wear_visits", b"wear_visits"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_candidate_ratio", b"_candidate_ratio", "_discount", b"_discount", "_edge_high", b"_edge_high", "_edge_low", b"_edge_low", "_group_size", b"_group_size", "_learned_shares", b"_learned_shares", "_max_share", b"_max_share", "_max_share_steps", b"_max_share_steps", "_optimism", b"_optimism", "_reach_attempt_factor", b"_reach_attempt_factor", "_reach_chance", b"_reach_chance", "_reach_share", b"_reach_share", "_rest_steps", b"_rest_steps", "_review_share", b"_review_share", "_sharpness", b"_sharpness", "_strategy", b"_strategy", "_token_weight", b"_token_weight", "_wear_visits", b"_wear_visits", "candidate_ratio", b"candidate_ratio", "discount", b"discount", "domain_shares", b"domain_shares", "edge_high", b"edge_high", "edge_low", b"edge_low", "group_size", b"group_size", "learned_shares", b"learned_shares", "max_share", b"max_share", "max_share_steps", b"max_share_steps", "optimism", b"optimism", "reach_attempt_factor", b"reach_attempt_factor", "reach_chance", b"reach_chance", "reach_share", b"reach_share", "rest_steps", b"rest_steps", "review_share", b"review_share", "sharpness", b"sharpness", "strategy", b"strategy", "token_weight", b"token_weight", "wear_visits", b"wear_visits"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_candidate_ratio", b"_candidate_ratio"]) -> typing.Literal["candidate_ratio"] | None: ...
     @typing.overload
@@ -140,9 +176,17 @@ class SelectionConfig(google.protobuf.message.Message):
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_group_size", b"_group_size"]) -> typing.Literal["group_size"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_learned_shares", b"_learned_shares"]) -> typing.Literal["learned_shares"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_share", b"_max_share"]) -> typing.Literal["max_share"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_share_steps", b"_max_share_steps"]) -> typing.Literal["max_share_steps"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_optimism", b"_optimism"]) -> typing.Literal["optimism"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_reach_attempt_factor", b"_reach_attempt_factor"]) -> typing.Literal["reach_attempt_factor"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_reach_chance", b"_reach_chance"]) -> typing.Literal["reach_chance"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_reach_share", b"_reach_share"]) -> typing.Literal["reach_share"] | None: ...
     @typing.overload
@@ -153,6 +197,10 @@ class SelectionConfig(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_sharpness", b"_sharpness"]) -> typing.Literal["sharpness"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_strategy", b"_strategy"]) -> typing.Literal["strategy"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_token_weight", b"_token_weight"]) -> typing.Literal["token_weight"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_wear_visits", b"_wear_visits"]) -> typing.Literal["wear_visits"] | None: ...
 
 global___SelectionConfig = SelectionConfig
 
@@ -190,6 +238,22 @@ class RunConfig(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class ObjectiveEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.float
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.float = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     SELECTION_FIELD_NUMBER: builtins.int
     REWARD_MIN_FIELD_NUMBER: builtins.int
     REWARD_MAX_FIELD_NUMBER: builtins.int
@@ -198,6 +262,7 @@ class RunConfig(google.protobuf.message.Message):
     LEASE_TTL_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     CHANNELS_FIELD_NUMBER: builtins.int
+    OBJECTIVE_FIELD_NUMBER: builtins.int
     reward_min: builtins.float
     """Smallest reward; fixed at creation. Default 0."""
     reward_max: builtins.float
@@ -226,6 +291,25 @@ class RunConfig(google.protobuf.message.Message):
     def channels(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Channel]:
         """Columns kept beside rewards; fixed at creation. At most 16."""
 
+    @property
+    def objective(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
+        """What prompts are judged by, where it is not the pass: weights by name, of `reward` and of
+        declared channels; fixed at creation. Empty for the pass.
+
+        An attempt's objective is the mean of the positions of its values in their declared ranges,
+        each in [0, 1], by these weights. With `{reward: 0.7, explanation: 0.3}`, rewards in [0, 1] and
+        `explanation` in [0, 10], a reward of 1 with an explanation of 5 has an objective of 0.85. Only
+        the weights' proportions matter: `{reward: 7, explanation: 3}` is the same. Each weight is
+        finite and above 0, and every attempt has to be reported with the channels named here.
+
+        Graded rewards, those of a reward model or of a stopwatch, are hardly ever equal. By "do its
+        rewards differ" every group is then mixed and every prompt looks equally worth training on,
+        whether its rewards are spread over the whole range or differ in the third decimal; a filter
+        for mixed groups keeps them all (OpenRLHF#1270). What a gradient has to work with is how far
+        they differ. So with an objective the ledger keeps its mean and its spread for each prompt, and
+        selection goes by these instead of by passes. Passes are counted all the same.
+        """
+
     def __init__(
         self,
         *,
@@ -237,9 +321,10 @@ class RunConfig(google.protobuf.message.Message):
         lease_ttl: google.protobuf.duration_pb2.Duration | None = ...,
         seed: builtins.int | None = ...,
         channels: collections.abc.Iterable[global___Channel] | None = ...,
+        objective: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_pass_threshold", b"_pass_threshold", "_reward_max", b"_reward_max", "_reward_min", b"_reward_min", "_seed", b"_seed", "_window_steps", b"_window_steps", "lease_ttl", b"lease_ttl", "pass_threshold", b"pass_threshold", "reward_max", b"reward_max", "reward_min", b"reward_min", "seed", b"seed", "selection", b"selection", "window_steps", b"window_steps"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_pass_threshold", b"_pass_threshold", "_reward_max", b"_reward_max", "_reward_min", b"_reward_min", "_seed", b"_seed", "_window_steps", b"_window_steps", "channels", b"channels", "lease_ttl", b"lease_ttl", "pass_threshold", b"pass_threshold", "reward_max", b"reward_max", "reward_min", b"reward_min", "seed", b"seed", "selection", b"selection", "window_steps", b"window_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_pass_threshold", b"_pass_threshold", "_reward_max", b"_reward_max", "_reward_min", b"_reward_min", "_seed", b"_seed", "_window_steps", b"_window_steps", "channels", b"channels", "lease_ttl", b"lease_ttl", "objective", b"objective", "pass_threshold", b"pass_threshold", "reward_max", b"reward_max", "reward_min", b"reward_min", "seed", b"seed", "selection", b"selection", "window_steps", b"window_steps"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_pass_threshold", b"_pass_threshold"]) -> typing.Literal["pass_threshold"] | None: ...
     @typing.overload

@@ -26,7 +26,7 @@ from curriculum_api.v1 import batch_pb2 as curriculum__api_dot_v1_dot_batch__pb2
 from curriculum_api.v1 import run_pb2 as curriculum__api_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'curriculum_api/v1/trainer_service.proto\x12\x11\x63urriculum_api.v1\x1a\x1d\x63urriculum_api/v1/batch.proto\x1a\x1b\x63urriculum_api/v1/run.proto\"\x85\x01\n\x10NextBatchRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x14\n\x0cprompt_count\x18\x03 \x01(\r\x12\x13\n\x0bpolicy_step\x18\x04 \x01(\x04\x12\x15\n\x08timeline\x18\x05 \x01(\rH\x00\x88\x01\x01\x42\x0b\n\t_timeline\"<\n\x11NextBatchResponse\x12\'\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x18.curriculum_api.v1.Batch\"\xa3\x01\n\x15ReportOutcomesRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x03 \x01(\t\x12\x10\n\x08timeline\x18\x04 \x01(\r\x12\x13\n\x0bpolicy_step\x18\x05 \x01(\x04\x12-\n\x08outcomes\x18\x06 \x01(\x0b\x32\x1b.curriculum_api.v1.Outcomes\"K\n\x16ReportOutcomesResponse\x12\x31\n\x07receipt\x18\x01 \x01(\x0b\x32 .curriculum_api.v1.ReportReceipt\"I\n\x13ReleaseBatchRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\t\x12\x10\n\x08timeline\x18\x03 \x01(\r\".\n\x14ReleaseBatchResponse\x12\x16\n\x0ereleased_count\x18\x01 \x01(\r\"Q\n\x14PublishPolicyRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12)\n\x06policy\x18\x02 \x01(\x0b\x32\x19.curriculum_api.v1.Policy\"\x17\n\x15PublishPolicyResponse\"z\n\x11\x43heckpointRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x31\n\ncheckpoint\x18\x02 \x01(\x0b\x32\x1d.curriculum_api.v1.Checkpoint\x12\x15\n\x08timeline\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x0b\n\t_timeline\"H\n\x12\x43heckpointResponse\x12\x32\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1d.curriculum_api.v1.Checkpoint\"B\n\x17\x44\x65leteCheckpointRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63heckpoint_name\x18\x02 \x01(\t\"N\n\x18\x44\x65leteCheckpointResponse\x12\x32\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1d.curriculum_api.v1.Checkpoint\"N\n\x0fRollbackRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x17\n\x0f\x63heckpoint_name\x18\x03 \x01(\t\"9\n\x10RollbackResponse\x12\x10\n\x08timeline\x18\x01 \x01(\r\x12\x13\n\x0bpolicy_step\x18\x02 \x01(\x04\x32\xb1\x05\n\x0eTrainerService\x12V\n\tNextBatch\x12#.curriculum_api.v1.NextBatchRequest\x1a$.curriculum_api.v1.NextBatchResponse\x12\x65\n\x0eReportOutcomes\x12(.curriculum_api.v1.ReportOutcomesRequest\x1a).curriculum_api.v1.ReportOutcomesResponse\x12_\n\x0cReleaseBatch\x12&.curriculum_api.v1.ReleaseBatchRequest\x1a\'.curriculum_api.v1.ReleaseBatchResponse\x12\x62\n\rPublishPolicy\x12\'.curriculum_api.v1.PublishPolicyRequest\x1a(.curriculum_api.v1.PublishPolicyResponse\x12Y\n\nCheckpoint\x12$.curriculum_api.v1.CheckpointRequest\x1a%.curriculum_api.v1.CheckpointResponse\x12k\n\x10\x44\x65leteCheckpoint\x12*.curriculum_api.v1.DeleteCheckpointRequest\x1a+.curriculum_api.v1.DeleteCheckpointResponse\x12S\n\x08Rollback\x12\".curriculum_api.v1.RollbackRequest\x1a#.curriculum_api.v1.RollbackResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'curriculum_api/v1/trainer_service.proto\x12\x11\x63urriculum_api.v1\x1a\x1d\x63urriculum_api/v1/batch.proto\x1a\x1b\x63urriculum_api/v1/run.proto\"\xb5\x01\n\x10NextBatchRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x14\n\x0cprompt_count\x18\x03 \x01(\r\x12\x13\n\x0bpolicy_step\x18\x04 \x01(\x04\x12\x15\n\x08timeline\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x0erollout_budget\x18\x06 \x01(\rH\x01\x88\x01\x01\x42\x0b\n\t_timelineB\x11\n\x0f_rollout_budget\"<\n\x11NextBatchResponse\x12\'\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x18.curriculum_api.v1.Batch\"\xa3\x01\n\x15ReportOutcomesRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x03 \x01(\t\x12\x10\n\x08timeline\x18\x04 \x01(\r\x12\x13\n\x0bpolicy_step\x18\x05 \x01(\x04\x12-\n\x08outcomes\x18\x06 \x01(\x0b\x32\x1b.curriculum_api.v1.Outcomes\"K\n\x16ReportOutcomesResponse\x12\x31\n\x07receipt\x18\x01 \x01(\x0b\x32 .curriculum_api.v1.ReportReceipt\"I\n\x13ReleaseBatchRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\t\x12\x10\n\x08timeline\x18\x03 \x01(\r\".\n\x14ReleaseBatchResponse\x12\x16\n\x0ereleased_count\x18\x01 \x01(\r\"Q\n\x14PublishPolicyRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12)\n\x06policy\x18\x02 \x01(\x0b\x32\x19.curriculum_api.v1.Policy\"\x17\n\x15PublishPolicyResponse\"z\n\x11\x43heckpointRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x31\n\ncheckpoint\x18\x02 \x01(\x0b\x32\x1d.curriculum_api.v1.Checkpoint\x12\x15\n\x08timeline\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x0b\n\t_timeline\"H\n\x12\x43heckpointResponse\x12\x32\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1d.curriculum_api.v1.Checkpoint\"B\n\x17\x44\x65leteCheckpointRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63heckpoint_name\x18\x02 \x01(\t\"N\n\x18\x44\x65leteCheckpointResponse\x12\x32\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1d.curriculum_api.v1.Checkpoint\"N\n\x0fRollbackRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x17\n\x0f\x63heckpoint_name\x18\x03 \x01(\t\"9\n\x10RollbackResponse\x12\x10\n\x08timeline\x18\x01 \x01(\r\x12\x13\n\x0bpolicy_step\x18\x02 \x01(\x04\x32\xb1\x05\n\x0eTrainerService\x12V\n\tNextBatch\x12#.curriculum_api.v1.NextBatchRequest\x1a$.curriculum_api.v1.NextBatchResponse\x12\x65\n\x0eReportOutcomes\x12(.curriculum_api.v1.ReportOutcomesRequest\x1a).curriculum_api.v1.ReportOutcomesResponse\x12_\n\x0cReleaseBatch\x12&.curriculum_api.v1.ReleaseBatchRequest\x1a\'.curriculum_api.v1.ReleaseBatchResponse\x12\x62\n\rPublishPolicy\x12\'.curriculum_api.v1.PublishPolicyRequest\x1a(.curriculum_api.v1.PublishPolicyResponse\x12Y\n\nCheckpoint\x12$.curriculum_api.v1.CheckpointRequest\x1a%.curriculum_api.v1.CheckpointResponse\x12k\n\x10\x44\x65leteCheckpoint\x12*.curriculum_api.v1.DeleteCheckpointRequest\x1a+.curriculum_api.v1.DeleteCheckpointResponse\x12S\n\x08Rollback\x12\".curriculum_api.v1.RollbackRequest\x1a#.curriculum_api.v1.RollbackResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,33 +34,33 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'curriculum_api.v1.trainer_s
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NEXTBATCHREQUEST']._serialized_start=123
-  _globals['_NEXTBATCHREQUEST']._serialized_end=256
-  _globals['_NEXTBATCHRESPONSE']._serialized_start=258
-  _globals['_NEXTBATCHRESPONSE']._serialized_end=318
-  _globals['_REPORTOUTCOMESREQUEST']._serialized_start=321
-  _globals['_REPORTOUTCOMESREQUEST']._serialized_end=484
-  _globals['_REPORTOUTCOMESRESPONSE']._serialized_start=486
-  _globals['_REPORTOUTCOMESRESPONSE']._serialized_end=561
-  _globals['_RELEASEBATCHREQUEST']._serialized_start=563
-  _globals['_RELEASEBATCHREQUEST']._serialized_end=636
-  _globals['_RELEASEBATCHRESPONSE']._serialized_start=638
-  _globals['_RELEASEBATCHRESPONSE']._serialized_end=684
-  _globals['_PUBLISHPOLICYREQUEST']._serialized_start=686
-  _globals['_PUBLISHPOLICYREQUEST']._serialized_end=767
-  _globals['_PUBLISHPOLICYRESPONSE']._serialized_start=769
-  _globals['_PUBLISHPOLICYRESPONSE']._serialized_end=792
-  _globals['_CHECKPOINTREQUEST']._serialized_start=794
-  _globals['_CHECKPOINTREQUEST']._serialized_end=916
-  _globals['_CHECKPOINTRESPONSE']._serialized_start=918
-  _globals['_CHECKPOINTRESPONSE']._serialized_end=990
-  _globals['_DELETECHECKPOINTREQUEST']._serialized_start=992
-  _globals['_DELETECHECKPOINTREQUEST']._serialized_end=1058
-  _globals['_DELETECHECKPOINTRESPONSE']._serialized_start=1060
-  _globals['_DELETECHECKPOINTRESPONSE']._serialized_end=1138
-  _globals['_ROLLBACKREQUEST']._serialized_start=1140
-  _globals['_ROLLBACKREQUEST']._serialized_end=1218
-  _globals['_ROLLBACKRESPONSE']._serialized_start=1220
-  _globals['_ROLLBACKRESPONSE']._serialized_end=1277
-  _globals['_TRAINERSERVICE']._serialized_start=1280
-  _globals['_TRAINERSERVICE']._serialized_end=1969
+  _globals['_NEXTBATCHREQUEST']._serialized_end=304
+  _globals['_NEXTBATCHRESPONSE']._serialized_start=306
+  _globals['_NEXTBATCHRESPONSE']._serialized_end=366
+  _globals['_REPORTOUTCOMESREQUEST']._serialized_start=369
+  _globals['_REPORTOUTCOMESREQUEST']._serialized_end=532
+  _globals['_REPORTOUTCOMESRESPONSE']._serialized_start=534
+  _globals['_REPORTOUTCOMESRESPONSE']._serialized_end=609
+  _globals['_RELEASEBATCHREQUEST']._serialized_start=611
+  _globals['_RELEASEBATCHREQUEST']._serialized_end=684
+  _globals['_RELEASEBATCHRESPONSE']._serialized_start=686
+  _globals['_RELEASEBATCHRESPONSE']._serialized_end=732
+  _globals['_PUBLISHPOLICYREQUEST']._serialized_start=734
+  _globals['_PUBLISHPOLICYREQUEST']._serialized_end=815
+  _globals['_PUBLISHPOLICYRESPONSE']._serialized_start=817
+  _globals['_PUBLISHPOLICYRESPONSE']._serialized_end=840
+  _globals['_CHECKPOINTREQUEST']._serialized_start=842
+  _globals['_CHECKPOINTREQUEST']._serialized_end=964
+  _globals['_CHECKPOINTRESPONSE']._serialized_start=966
+  _globals['_CHECKPOINTRESPONSE']._serialized_end=1038
+  _globals['_DELETECHECKPOINTREQUEST']._serialized_start=1040
+  _globals['_DELETECHECKPOINTREQUEST']._serialized_end=1106
+  _globals['_DELETECHECKPOINTRESPONSE']._serialized_start=1108
+  _globals['_DELETECHECKPOINTRESPONSE']._serialized_end=1186
+  _globals['_ROLLBACKREQUEST']._serialized_start=1188
+  _globals['_ROLLBACKREQUEST']._serialized_end=1266
+  _globals['_ROLLBACKRESPONSE']._serialized_start=1268
+  _globals['_ROLLBACKRESPONSE']._serialized_end=1325
+  _globals['_TRAINERSERVICE']._serialized_start=1328
+  _globals['_TRAINERSERVICE']._serialized_end=2017
 # @@protoc_insertion_point(module_scope)

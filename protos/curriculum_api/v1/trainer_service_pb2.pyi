@@ -25,6 +25,7 @@ class NextBatchRequest(google.protobuf.message.Message):
     PROMPT_COUNT_FIELD_NUMBER: builtins.int
     POLICY_STEP_FIELD_NUMBER: builtins.int
     TIMELINE_FIELD_NUMBER: builtins.int
+    ROLLOUT_BUDGET_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The run."""
     request_id: builtins.str
@@ -37,6 +38,11 @@ class NextBatchRequest(google.protobuf.message.Message):
     """
     timeline: builtins.int
     """The timeline the caller is on; absent to take the run's own."""
+    rollout_budget: builtins.int
+    """Attempts to spend on the batch in all, in [2, 32767 x prompt_count]: the server allots them to
+    the prompts by marginal gain, at least 2 and at most 4 x group_size each. A budget below
+    2 x prompt_count gives fewer prompts. Absent: group_size for each prompt.
+    """
     def __init__(
         self,
         *,
@@ -45,9 +51,13 @@ class NextBatchRequest(google.protobuf.message.Message):
         prompt_count: builtins.int = ...,
         policy_step: builtins.int = ...,
         timeline: builtins.int | None = ...,
+        rollout_budget: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_timeline", b"_timeline", "timeline", b"timeline"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_timeline", b"_timeline", "policy_step", b"policy_step", "prompt_count", b"prompt_count", "request_id", b"request_id", "run_id", b"run_id", "timeline", b"timeline"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_rollout_budget", b"_rollout_budget", "_timeline", b"_timeline", "rollout_budget", b"rollout_budget", "timeline", b"timeline"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_rollout_budget", b"_rollout_budget", "_timeline", b"_timeline", "policy_step", b"policy_step", "prompt_count", b"prompt_count", "request_id", b"request_id", "rollout_budget", b"rollout_budget", "run_id", b"run_id", "timeline", b"timeline"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_rollout_budget", b"_rollout_budget"]) -> typing.Literal["rollout_budget"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_timeline", b"_timeline"]) -> typing.Literal["timeline"] | None: ...
 
 global___NextBatchRequest = NextBatchRequest

@@ -10,6 +10,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from curriculum_api.v1 import batch_pb2, operator_service_pb2, prompt_pb2
+from curriculum_server.engine.catalog import decode_embeddings
 from curriculum_server.engine.check_keys import RESTORE
 from curriculum_server.engine.findings import Findings, shown
 from curriculum_server.store.connection import Redis
@@ -34,17 +35,25 @@ async def check_pool(
     redis: Redis, keys: RunKeys, document: Document, findings: Findings
 ) -> array[int]:
     """Look at every chunk; gives a hash of each prompt_id."""
-    hashes = array("q")
+    hashes, lengths = array("q"), set[int]()
     for chunk in range(document.chunk_count):
         ((catalog, payload),) = await load_chunks(redis, keys, chunk, chunk + 1)
         for key, blob in ((keys.catalog(chunk), catalog), (keys.payload(chunk), payload)):
             if blob is None:
                 findings.error("chunk_missing", f"{shown(key)} is missing", RESTORE)
-        ids = _ids(keys.catalog(chunk), catalog, findings) if catalog is not None else None
+        key = keys.catalog(chunk)
+        ids, length = _entries(key, catalog, findings) if catalog is not None else (None, 0)
+        lengths |= {length} - {0}
         if ids is not None and payload is not None and not _are_prompts(ids, payload):
             await _check_prompts(keys.payload(chunk), ids, payload, findings)
         hashes.extend(hash(prompt_id) for prompt_id, _ in ids or ())
         await asyncio.sleep(0)
+    if len(lengths) > 1:
+        findings.error(
+            "embeddings_uneven",
+            f"embeddings have {sorted(lengths)} numbers: must be alike",
+            RESTORE,
+        )
     return hashes
 
 
@@ -65,18 +74,22 @@ def check_count(document: Document, hashes: array[int], findings: Findings) -> N
         )
 
 
-def _ids(key: str, catalog: bytes, findings: Findings) -> list[tuple[str, str]] | None:
-    """(prompt_id, domain) of a chunk; None if they cannot be read."""
+def _entries(
+    key: str, catalog: bytes, findings: Findings
+) -> tuple[list[tuple[str, str]] | None, int]:
+    """(prompt_id, domain) of a chunk, None if they cannot be read; and how long its embeddings are,
+    0 if it has none."""
     try:
         entries = json.loads(catalog)
         ids, domains = entries["ids"], entries["domains"]
         if all(isinstance(text, str) for text in (*ids, *domains)) and ids:
-            return list(zip(ids, domains, strict=True))
+            length, _ = decode_embeddings(entries)
+            return list(zip(ids, domains, strict=True)), length
         problem = "names no prompts"
     except DAMAGE as error:
         problem = repr(error)
     findings.error("catalog_broken", f"{shown(key)} cannot be read: {problem}", RESTORE)
-    return None
+    return None, 0
 
 
 def _are_prompts(ids: list[tuple[str, str]], payload: bytes) -> bool:

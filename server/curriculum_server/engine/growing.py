@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from curriculum_api.errors import AlreadyExistsError, InvalidRequestError
 from curriculum_api.limits import MAX_DOMAINS
-from curriculum_server.engine.catalog import encode_chunk
+from curriculum_server.engine.catalog import EMBEDDING_DTYPE, encode_chunk
 from curriculum_server.engine.run import Run
 from curriculum_server.store.commit import Change
 from curriculum_server.store.document import Document
@@ -18,11 +18,14 @@ MAX_POOL_PROMPTS = (1 << 32) - 1
 
 @dataclass(frozen=True)
 class NewPrompt:
-    """A prompt to add: its id, domain and encoded `prompt_field`."""
+    """A prompt to add: its id, domain, encoded `prompt_field` and encoded embedding."""
 
     prompt_id: str
     domain: str
     field: bytes
+    """As it is served: without the embedding."""
+    embedding: bytes = b""
+    """As EMBEDDING_DTYPE; empty for none."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ async def add_prompts(run: Run, prompts: Sequence[NewPrompt]) -> Added:
 
     Raises:
         AlreadyExistsError: a prompt_id is taken by other content.
-        InvalidRequestError: more domains than a run may have.
+        InvalidRequestError: more domains than a run may have, or embeddings of two lengths.
     """
     fresh: list[NewPrompt] = []
 
@@ -48,6 +51,7 @@ async def add_prompts(run: Run, prompts: Sequence[NewPrompt]) -> Added:
         if not fresh:
             return None
         _check_room(run, fresh)
+        _check_embeddings(run, fresh)
         catalog, payload = encode_chunk(*zip(*map(_parts, fresh), strict=True))
         chunk = document.chunk_count
         keys = {run.keys.catalog(chunk): catalog, run.keys.payload(chunk): payload}
@@ -66,7 +70,10 @@ def _unknown(run: Run, prompts: Sequence[NewPrompt]) -> list[NewPrompt]:
         index = catalog.index.get(prompt.prompt_id)
         if index is None:
             fresh.append(prompt)
-        elif catalog.fields[index] != prompt.field:
+        elif (catalog.fields[index], catalog.embeddings.get(index, b"")) != (
+            prompt.field,
+            prompt.embedding,
+        ):
             raise AlreadyExistsError(
                 f"prompts.prompt_id={prompt.prompt_id!r}: is in the pool with other content"
             )
@@ -83,5 +90,18 @@ def _check_room(run: Run, fresh: Sequence[NewPrompt]) -> None:
         raise InvalidRequestError(f"prompts: a pool holds at most {MAX_POOL_PROMPTS} prompts")
 
 
-def _parts(prompt: NewPrompt) -> tuple[str, str, bytes]:
-    return prompt.prompt_id, prompt.domain, prompt.field
+def _check_embeddings(run: Run, fresh: Sequence[NewPrompt]) -> None:
+    """Embeddings of a run are of one length: that of its first."""
+    length = run.mirror.catalog.embedding_length
+    for prompt in fresh:
+        own = len(prompt.embedding) // EMBEDDING_DTYPE.itemsize
+        if own and length and own != length:
+            raise InvalidRequestError(
+                f"prompts.embedding: {own} numbers of prompt_id={prompt.prompt_id!r}: must be "
+                f"{length}, as the run's first embedding has"
+            )
+        length = length or own
+
+
+def _parts(prompt: NewPrompt) -> tuple[str, str, bytes, bytes]:
+    return prompt.prompt_id, prompt.domain, prompt.field, prompt.embedding

@@ -1,0 +1,164 @@
+"""The feature matrix of a pool: what its prompts were described with, as numbers for a regression.
+
+All that is fitted (means, which tags count, axes) is fitted on a sample of the first 2**k prompts,
+with 2**k the largest power of two that the pool has. So a prompt that is added moves no other until
+the pool has doubled, a pool that grows in pieces costs as much as twice one of its size, and how it
+grew does not matter: the same prompts have the same matrix, to the bit on one machine.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from curriculum.arrays import Floats, Ints
+from curriculum.attributes import fit_absences, fit_attributes, fit_tags
+from curriculum.axes import Singles
+from curriculum.description import Descriptions, PromptSource
+from curriculum.embedding import fit_embeddings
+from curriculum.errors import require
+from curriculum.text import TextBasis, fit_text_basis
+
+MAX_COLUMNS = 128
+SAMPLE_PROMPTS = 1 << 12
+"""Enough for a tag of one prompt in 200 to be there some 20 times."""
+
+_READ_PROMPTS = 1 << 10
+_WEIGHED_PROMPTS = 1 << 13
+# By the golden ratio, which unlike a stride never falls into step with interleaved domains.
+_SPREAD = np.sort(np.arange(SAMPLE_PROMPTS) * 0.6180339887498949 % 1.0)
+
+Halves = npt.NDArray[np.float16]
+
+
+class Columns(Protocol):
+    """Some columns of the matrix."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One per column."""
+
+    def encode(self, prompts: Descriptions, first: int) -> Singles:
+        """(M, K) of the prompts from the pool's number `first` on, each row by itself."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is known of N prompts before they are attempted.
+
+    Attributes:
+        values_NK: float16: 2 bytes a number, and 11 bits are more than a description is worth.
+            Within 5; mean 0 and sd 1 over the sample, but for labels, which are 0 or 1.
+        names: of the K <= 128 columns: `feature:NAME`, `no feature:NAME`, `embedding:NUMBER`,
+            `no embedding`, `text:NUMBER`, `text:length`, `text:digits`, `text:symbols`, `tag:NAME`.
+        columns: what made them, and makes those of further prompts.
+        use_text: as it was asked for.
+    """
+
+    values_NK: Halves
+    names: tuple[str, ...]
+    columns: tuple[Columns, ...]
+    use_text: bool | None
+
+    def __len__(self) -> int:
+        return len(self.values_NK)
+
+    def weighed(self, weights_K: Floats) -> Floats:
+        """(N,) ``X w``, in double precision and without a copy of the matrix in it."""
+        require(len(weights_K) == len(self.names), "len(weights_K)", len(weights_K), "K")
+        products_N = np.empty(len(self))
+        for start in range(0, len(self), _WEIGHED_PROMPTS):
+            rows_MK = self.values_NK[start : start + _WEIGHED_PROMPTS].astype(np.float64)
+            products_N[start : start + len(rows_MK)] = rows_MK @ weights_K
+        return products_N
+
+
+def design_matrix(prompts: PromptSource, *, use_text: bool | None = None) -> Features:
+    """The features of all prompts; see the modules of the columns for what they are.
+
+    At most 128 columns; where there is more to say, numbers go before embeddings, these before
+    texts, and labels share what is left.
+
+    Args:
+        prompts: N >= 0 of them.
+        use_text: whether the texts' features are used. None uses them where they are all there is
+            but labels: where the sample has no attributes and no embeddings.
+    """
+    columns = _fit(prompts.read(_sample(len(prompts))), use_text)
+    names = tuple(name for part in columns for name in part.names)
+    values_NK = np.empty((len(prompts), len(names)), np.float16)
+    empty = Features(values_NK[:0], names, columns, use_text)
+    for start, rows_MK in _encoded(empty, prompts):
+        values_NK[start : start + len(rows_MK)] = rows_MK
+    return Features(values_NK, names, columns, use_text)
+
+
+def extend(features: Features, prompts: PromptSource) -> Features:
+    """The features of a pool that has grown at its end: those of `design_matrix`.
+
+    Raises:
+        InvalidInputError: it has fewer prompts than the features.
+    """
+    require(len(prompts) >= len(features), "len(prompts)", len(prompts), f">= {len(features)}")
+    if len(prompts) == len(features):
+        return features
+    if _fitted_count(len(prompts)) != _fitted_count(len(features)):
+        return design_matrix(prompts, use_text=features.use_text)
+    parts = [features.values_NK, *(rows_MK for _, rows_MK in _encoded(features, prompts))]
+    return Features(np.concatenate(parts), features.names, features.columns, features.use_text)
+
+
+def _encoded(known: Features, prompts: PromptSource) -> Iterator[tuple[int, Halves]]:
+    """The rows of the prompts that are not known yet, and where each piece of them begins."""
+    for start in range(len(known), len(prompts), _READ_PROMPTS):
+        indices = np.arange(start, min(start + _READ_PROMPTS, len(prompts)))
+        read = prompts.read(indices)
+        rows_MK = np.empty((len(read), len(known.names)), np.float16)
+        at = 0
+        for part in known.columns:
+            encoded = part.encode(read, start)
+            rows_MK[:, at : at + encoded.shape[1]] = encoded
+            at += encoded.shape[1]
+        yield start, rows_MK
+
+
+def _fit(sample: Descriptions, use_text: bool | None) -> tuple[Columns, ...]:
+    attributes, embeddings = fit_attributes(sample), fit_embeddings(sample)
+    parts: list[Columns] = [attributes, *([embeddings] if embeddings else [])]
+    if use_text is None:
+        use_text = not any(part.names for part in parts)
+    if use_text:
+        parts.append(_TextColumns(fit_text_basis(sample.texts)))
+    parts.append(fit_tags(sample, _room(parts)))
+    parts.append(fit_absences(sample, _room(parts)))
+    return tuple(part for part in parts if part.names)
+
+
+@dataclass(frozen=True)
+class _TextColumns:
+    basis: TextBasis
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.basis.names
+
+    def encode(self, prompts: Descriptions, first: int) -> Singles:
+        return self.basis.encode(prompts.texts)
+
+
+def _room(parts: list[Columns]) -> int:
+    return MAX_COLUMNS - sum(len(part.names) for part in parts)
+
+
+def _fitted_count(prompt_count: int) -> int:
+    """The largest power of two of at most so many prompts; 0 of none."""
+    return 1 << (prompt_count.bit_length() - 1) if prompt_count else 0
+
+
+def _sample(prompt_count: int) -> Ints:
+    count = _fitted_count(prompt_count)
+    if count <= SAMPLE_PROMPTS:
+        return np.arange(count)
+    return (_SPREAD * count).astype(np.int64)
