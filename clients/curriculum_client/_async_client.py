@@ -26,10 +26,17 @@ class AsyncTrainerClient(ClientBase):
     _transport = grpc.aio
 
     async def next_batch(
-        self, prompt_count: int, *, policy_step: int, request_id: str | None = None
+        self,
+        prompt_count: int,
+        *,
+        policy_step: int,
+        request_id: str | None = None,
+        rollout_budget: int | None = None,
     ) -> Batch:
         """See TrainerClient.next_batch."""
-        return await self._run(self._core.next_batch(prompt_count, policy_step, request_id))
+        return await self._run(
+            self._core.next_batch(prompt_count, policy_step, request_id, rollout_budget)
+        )
 
     async def report(
         self,

@@ -95,7 +95,8 @@ class Receipt:
     pass_count: int = 0
     completed_group_count: int = 0
     mixed_group_count: int = 0
-    """Completed groups with a pass and a fail: those that carry a gradient."""
+    """Completed groups with a pass and a fail, or, in a run with an objective, with attempts that
+    differ in it: those that carry a gradient."""
     duplicate: bool = False
     """The report had been counted before; the numbers are the first one's."""
 

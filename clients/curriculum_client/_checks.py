@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from curriculum_api.errors import InvalidRequestError
-from curriculum_api.limits import MAX_BATCH_PROMPTS, MAX_POLICY_STEP, MAX_REQUEST_ID_BYTES
+from curriculum_api.limits import (
+    MAX_BATCH_PROMPTS,
+    MAX_POLICY_STEP,
+    MAX_REQUEST_ID_BYTES,
+    MAX_SLOT_ATTEMPTS,
+)
 
 
 def check_prompt_count(prompt_count: int) -> None:
@@ -12,6 +17,13 @@ def check_prompt_count(prompt_count: int) -> None:
         raise InvalidRequestError(
             f"prompt_count={prompt_count}: must be in [1, {MAX_BATCH_PROMPTS}]"
         )
+
+
+def check_rollout_budget(rollout_budget: int, prompt_count: int) -> None:
+    """Raise unless a batch of that many prompts may take these attempts."""
+    most = prompt_count * MAX_SLOT_ATTEMPTS
+    if not 2 <= rollout_budget <= most:
+        raise InvalidRequestError(f"rollout_budget={rollout_budget}: must be in [2, {most}]")
 
 
 def check_policy_step(policy_step: int) -> None:

@@ -25,7 +25,12 @@ class TrainerClient(ClientBase):
     _transport = grpc
 
     def next_batch(
-        self, prompt_count: int, *, policy_step: int, request_id: str | None = None
+        self,
+        prompt_count: int,
+        *,
+        policy_step: int,
+        request_id: str | None = None,
+        rollout_budget: int | None = None,
     ) -> Batch:
         """Lease prompts for a step whose attempts will be made by the weights of `policy_step`.
 
@@ -34,8 +39,14 @@ class TrainerClient(ClientBase):
             policy_step: The trainer's global step.
             request_id: Asks for the batch of this name instead of the next in the sequence, so that
                 data-parallel ranks without a common sequence can be given one batch.
+            rollout_budget: Attempts to spend on the batch in all: the service gives each prompt at
+                least 2, and more, up to four groups' worth, where they are most likely to make its
+                group mixed, so that `attempt_count` differs from prompt to prompt. Without it each
+                gets the run's group_size.
         """
-        return self._run(self._core.next_batch(prompt_count, policy_step, request_id))
+        return self._run(
+            self._core.next_batch(prompt_count, policy_step, request_id, rollout_budget)
+        )
 
     def report(
         self,

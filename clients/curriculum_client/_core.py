@@ -80,18 +80,30 @@ class Core:
         self._adopt(timeline)
 
     def next_batch(
-        self, prompt_count: int, policy_step: int, request_id: str | None
+        self,
+        prompt_count: int,
+        policy_step: int,
+        request_id: str | None,
+        rollout_budget: int | None,
     ) -> Flow[Batch]:
         """Lease a batch, or draw one from memory where the caller allowed it."""
         _checks.check_prompt_count(prompt_count)
         _checks.check_policy_step(policy_step)
+        if rollout_budget is not None:
+            _checks.check_rollout_budget(rollout_budget, prompt_count)
+        if request_id is not None:
+            _checks.check_request_id(request_id)
+        request = pb.NextBatchRequest(
+            run_id=self.settings.run_id,
+            prompt_count=prompt_count,
+            policy_step=policy_step,
+            rollout_budget=rollout_budget,
+        )
         try:
             if request_id is not None:
-                _checks.check_request_id(request_id)
-                return (yield from self._lease(request_id, prompt_count, policy_step))
-            with self._claimed(self._sequence, (prompt_count, policy_step)) as number:
-                name = f"{self.settings.consumer}-{number}"
-                return (yield from self._lease(name, prompt_count, policy_step))
+                return (yield from self._lease(request, request_id))
+            with self._claimed(self._sequence, _content(request)) as number:
+                return (yield from self._lease(request, f"{self.settings.consumer}-{number}"))
         except AlreadyExistsError as error:
             if request_id is None:
                 error.add_note(
@@ -103,7 +115,7 @@ class Core:
         except AWAY as error:
             if not self._can_fall_back:
                 raise
-            return self._draw(prompt_count, policy_step, error)
+            return self._draw(request, error)
 
     def report(
         self,
@@ -185,14 +197,10 @@ class Core:
     def _can_fall_back(self) -> bool:
         return self.settings.on_unavailable == "uniform" and len(self._seen) > 0
 
-    def _lease(self, request_id: str, prompt_count: int, policy_step: int) -> Flow[Batch]:
-        request = pb.NextBatchRequest(
-            run_id=self.settings.run_id,
-            request_id=request_id,
-            prompt_count=prompt_count,
-            policy_step=policy_step,
-            timeline=self.timeline,
-        )
+    def _lease(self, request: pb.NextBatchRequest, request_id: str) -> Flow[Batch]:
+        request.request_id = request_id
+        if self.timeline is not None:
+            request.timeline = self.timeline
         # While the service is known to be away, falling back need not wait for it each time.
         patient = not (self.delivery.is_away and self._can_fall_back)
         response: pb.NextBatchResponse = yield from self.delivery.call(
@@ -205,13 +213,14 @@ class Core:
                 self._seen.add(batch)
         return batch
 
-    def _draw(self, prompt_count: int, policy_step: int, because: CurriculumError) -> Batch:
+    def _draw(self, request: pb.NextBatchRequest, because: CurriculumError) -> Batch:
         with self._lock:
             settings, self.fallback_batch_count = self.settings, self.fallback_batch_count + 1
             batch = self._seen.draw(
-                prompt_count,
-                policy_step=policy_step,
+                request.prompt_count,
+                policy_step=request.policy_step,
                 timeline=self.timeline or 0,
+                rollout_budget=_budget(request),
                 seed=f"{settings.run_id}/{settings.consumer}/{self.fallback_batch_count}",
             )
         _log.warning(
@@ -261,3 +270,14 @@ class Core:
         finally:
             with self._lock:
                 numbers.settle(number, used=used)
+
+
+def _budget(request: pb.NextBatchRequest) -> int | None:
+    return request.rollout_budget if request.HasField("rollout_budget") else None
+
+
+def _content(request: pb.NextBatchRequest) -> Content:
+    """What makes two requests the same, so that one number may name both."""
+    budget = _budget(request)
+    content = (request.prompt_count, request.policy_step)
+    return content if budget is None else (*content, budget)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from curriculum_api.limits import MAX_SLOT_ATTEMPTS
 from curriculum_client._batch import Batch, ServedPrompt
 
 MAX_SEEN_CHARS = 64 * 1024 * 1024
 """Bounds the memory of a client that may have to fall back; others remember nothing."""
 
+_LEAST_ATTEMPTS = 2  # those of one cannot differ
 _CHARS_PER_PROMPT = 1024  # what a prompt takes beside its text, generously
 
 
@@ -34,10 +36,21 @@ class SeenPrompts:
         while self._chars > self._max_chars:
             self._forget(next(iter(self._by_id)))
 
-    def draw(self, prompt_count: int, *, policy_step: int, timeline: int, seed: str) -> Batch:
-        """Prompts without replacement, as a batch that leases nothing."""
+    def draw(
+        self,
+        prompt_count: int,
+        *,
+        policy_step: int,
+        timeline: int,
+        seed: str,
+        rollout_budget: int | None = None,
+    ) -> Batch:
+        """Prompts without replacement, as a batch that leases nothing. A budget is spread evenly,
+        for what knows where attempts are worth most is away."""
         prompts = list(self._by_id.values())
         drawn = random.Random(seed).sample(prompts, min(prompt_count, len(prompts)))
+        if rollout_budget is not None:
+            drawn = _spread(drawn, rollout_budget)
         return Batch(
             batch_id="",
             timeline=timeline,
@@ -47,13 +60,32 @@ class SeenPrompts:
                 replace(prompt, slot=slot, reason="uniform-fallback")
                 for slot, prompt in enumerate(drawn)
             ),
-            shortfall="" if len(drawn) == prompt_count else f"only {len(drawn)} prompts were seen",
+            shortfall=_shortfall(len(drawn), prompt_count, len(prompts)),
         )
 
     def _forget(self, prompt_id: str) -> None:
         prompt = self._by_id.pop(prompt_id, None)
         if prompt is not None:
             self._chars -= _chars(prompt)
+
+
+def _spread(prompts: Sequence[ServedPrompt], rollout_budget: int) -> list[ServedPrompt]:
+    """As many of the prompts as can have enough attempts, with the budget spread over them; the
+    first get what is left over."""
+    kept = prompts[: rollout_budget // _LEAST_ATTEMPTS]
+    each, left = divmod(rollout_budget, max(1, len(kept)))
+    return [
+        replace(prompt, attempt_count=min(each + (place < left), MAX_SLOT_ATTEMPTS))
+        for place, prompt in enumerate(kept)
+    ]
+
+
+def _shortfall(drawn: int, wanted: int, seen: int) -> str:
+    if drawn == wanted:
+        return ""
+    if drawn < seen:
+        return f"the budget is for {drawn} prompts of {_LEAST_ATTEMPTS} attempts"
+    return f"only {drawn} prompts were seen"
 
 
 def _chars(prompt: ServedPrompt) -> int:

@@ -6,6 +6,7 @@ contract gains can be set here at once. Ranges are the server's to check.
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)([dhms])")
 _INTEGER_BITS = {FieldDescriptor.CPPTYPE_UINT32: 32, FieldDescriptor.CPPTYPE_UINT64: 64}
 
 _SELECTION = "selection"
+_KEY_WORDS = {"domain_shares": "DOMAIN", "objective": "NAME"}
+"""What stands for the keys of a table that are free."""
 
 
 def config_from_toml(path: Path) -> RunConfig:
@@ -67,6 +70,24 @@ def channel(text: str) -> Channel:
     return Channel(name=name, min_value=low, max_value=high)
 
 
+def weights(text: str) -> dict[str, float]:
+    """An objective written `name=weight,name=weight`."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, weight = part.strip().partition("=")
+        try:
+            number = float(weight)
+        except ValueError:
+            number = math.nan
+        if not name or name in found or math.isnan(number):
+            raise InvalidRequestError(
+                f"objective={text}: write name=weight,name=weight, each name once, for example "
+                "reward=0.7,explanation=0.3"
+            )
+        found[name] = number
+    return found
+
+
 def duration(key: str, value: object) -> Duration:
     """A duration from seconds as a number, or from text such as `30m` or `1h30m`."""
     seconds: float | None = None
@@ -82,14 +103,16 @@ def duration(key: str, value: object) -> Duration:
 
 
 def allowed_keys(message: Message, prefix: str = "") -> list[str]:
-    """Every key below the message, dotted."""
+    """Every key below the message that may be set, dotted."""
     keys: list[str] = []
     for field in message.DESCRIPTOR.fields:
+        if field.GetOptions().deprecated:
+            continue
         value = getattr(message, field.name)
         if isinstance(value, Message) and not isinstance(value, Duration):
             keys += allowed_keys(value, f"{prefix}{field.name}.")
         else:
-            suffix = ".DOMAIN" if isinstance(value, Mapping) else ""
+            suffix = f".{_KEY_WORDS[field.name]}" if isinstance(value, Mapping) else ""
             keys.append(f"{prefix}{field.name}{suffix}")
     return keys
 

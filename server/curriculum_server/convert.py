@@ -12,10 +12,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from curriculum_api.errors import InvalidRequestError
 from curriculum_api.v1 import batch_pb2, prompt_pb2, run_pb2, stats_pb2
 from curriculum_server.engine import inspection
-from curriculum_server.engine.config import RunConfig
+from curriculum_server.engine.catalog import EMBEDDING_DTYPE
+from curriculum_server.engine.config import RETIRED_SELECTION, RunConfig
+from curriculum_server.engine.counting import Attempts
 from curriculum_server.engine.growing import NewPrompt
 from curriculum_server.engine.mirror import Mirror
-from curriculum_server.engine.reporting import Attempts, ReportRequest, report_digest
+from curriculum_server.engine.reporting import ReportRequest, report_digest
 from curriculum_server.store.columns import ATTEMPTS, PASSES
 from curriculum_server.store.document import Document
 from curriculum_server.store.load import Header
@@ -36,8 +38,14 @@ def config_changes(message: run_pb2.RunConfig) -> dict[str, Any]:
         changes["lease_ttl_s"] = ttl.seconds
     if message.HasField("selection"):
         changes["selection"] = _set_fields(message.selection)
+        for name, why in RETIRED_SELECTION.items():
+            if name in changes["selection"]:
+                shown = f"config.selection.{name}={changes['selection'][name]}"
+                raise InvalidRequestError(f"{shown}: must be absent; {why}")
     if message.channels:
         changes["channels"] = [_channel(c) for c in message.channels]
+    if message.objective:
+        changes["objective"] = dict(message.objective)
     return changes
 
 
@@ -74,10 +82,19 @@ def policy_message(document: Document) -> run_pb2.Policy | None:
 
 
 def new_prompts(messages: list[prompt_pb2.Prompt]) -> list[NewPrompt]:
-    return [
-        NewPrompt(m.prompt_id, m.domain, prompt_field(m.SerializeToString(deterministic=True)))
-        for m in messages
-    ]
+    return [_new_prompt(message) for message in messages]
+
+
+def _new_prompt(message: prompt_pb2.Prompt) -> NewPrompt:
+    embedding = b""
+    if message.embedding:
+        embedding = np.array(list(message.embedding)).astype(EMBEDDING_DTYPE).tobytes()
+        served = prompt_pb2.Prompt()
+        served.CopyFrom(message)
+        served.ClearField("embedding")
+        message = served
+    field = prompt_field(message.SerializeToString(deterministic=True))
+    return NewPrompt(message.prompt_id, message.domain, field, embedding)
 
 
 def report_request(message: Any) -> ReportRequest:

@@ -43,6 +43,10 @@ def count(name: str, value: int, low: int, high: int) -> int:
     return value
 
 
+def rollout_budget(value: int, prompt_count: int) -> int:
+    return count("rollout_budget", value, 2, prompt_count * limits.MAX_SLOT_ATTEMPTS)
+
+
 def page_size(value: int) -> int:
     return count("page_size", value, 0, limits.MAX_PAGE_SIZE) or limits.DEFAULT_PAGE_SIZE
 
@@ -79,7 +83,7 @@ def outcomes(value: batch_pb2.Outcomes) -> None:
 
 
 def _prompt(name: str, value: prompt_pb2.Prompt) -> int:
-    """Check a prompt; the bytes of its text and payload."""
+    """Check a prompt; the bytes of its text, payload and embedding."""
     text(f"{name}.prompt_id", value.prompt_id, limits.MAX_PROMPT_ID_BYTES)
     text(f"{name}.domain", value.domain, limits.MAX_DOMAIN_BYTES)
     size = len(value.text.encode()) + len(value.payload_json.encode())
@@ -94,7 +98,16 @@ def _prompt(name: str, value: prompt_pb2.Prompt) -> int:
         text(f"{name}.features", key, limits.MAX_TAG_BYTES)
         if not math.isfinite(number):
             raise InvalidRequestError(f"{name}.features[{_shown(key)}]={number}: must be finite")
-    return size
+    _embedding(f"{name}.embedding", value.embedding)
+    return size + 4 * len(value.embedding)
+
+
+def _embedding(name: str, values: Sequence[float]) -> None:
+    count(f"len({name})", len(values), 0, limits.MAX_EMBEDDING_LENGTH)
+    most = limits.MAX_EMBEDDING_VALUE
+    for at, number in enumerate(values):
+        if not -most <= number <= most:
+            raise InvalidRequestError(f"{name}[{at}]={number}: must be in [{-most}, {most}]")
 
 
 def _json_object(name: str, value: str) -> None:

@@ -85,8 +85,10 @@ class FakeTrainerService(TrainerServiceServicer):
             batch_id=request.request_id, timeline=self.timeline, policy_step=request.policy_step
         )
         batch.lease_expire_time.FromSeconds(1_700_000_000)
+        budget = request.rollout_budget or GROUP_SIZE * len(indices)
         for slot, index in enumerate(index for index in indices if index < POOL_SIZE):
-            served = batch.prompts.add(slot=slot, attempt_count=GROUP_SIZE, pass_rate=0.5)
+            attempts = (budget + slot) // len(indices)
+            served = batch.prompts.add(slot=slot, attempt_count=attempts, pass_rate=0.5)
             served.pass_rate_low, served.pass_rate_high = 0.25, 0.75
             served.reason = batch_pb2.REASON_EDGE
             served.prompt.prompt_id, served.prompt.domain = f"p{index}", "math"

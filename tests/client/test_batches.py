@@ -83,6 +83,41 @@ async def test_a_number_that_may_have_been_leased_is_not_used_for_another_reques
         assert (await client.next_batch(2, policy_step=0)).batch_id == "default-2"
 
 
+async def test_a_budget_is_asked_for_only_where_it_is_given(connect, service):
+    async with connect() as client:
+        batch = await client.next_batch(3, policy_step=0, rollout_budget=14)
+        assert [prompt.attempt_count for prompt in batch] == [4, 5, 5]
+        await client.next_batch(3, policy_step=1)
+        await client.next_batch(3, policy_step=2, request_id="own", rollout_budget=98_301)
+    first, second, third = service.requests("NextBatch")
+    assert (first.rollout_budget, third.rollout_budget) == (14, 98_301)
+    assert not second.HasField("rollout_budget")
+
+
+async def test_a_number_that_may_have_been_leased_is_not_used_for_another_budget(
+    connect, service, lost_answer
+):
+    service.failures["NextBatch"] += [lost_answer, lost_answer]
+    async with connect(retry_s=0) as client:
+        for fields in ({"rollout_budget": 9}, {}):
+            with pytest.raises(ConnectionError):
+                await client.next_batch(2, policy_step=0, **fields)
+        names = [
+            (await client.next_batch(2, policy_step=0, **fields)).batch_id
+            for fields in ({"rollout_budget": 8}, {}, {"rollout_budget": 9}, {"rollout_budget": 9})
+        ]
+    assert names == ["default-2", "default-1", "default-0", "default-3"]
+
+
+async def test_uneven_groups_are_reported_whole(connect, service):
+    async with connect() as client:
+        batch = await client.next_batch(3, policy_step=0, rollout_budget=14)
+        rewards = [[1.0] * prompt.attempt_count for prompt in batch]
+        receipt = await client.report(batch, rewards, policy_step=0)
+    assert receipt.attempt_count == 14
+    assert [service.attempts["default-0", slot] for slot in range(3)] == [4, 5, 5]
+
+
 async def test_simultaneous_calls_get_different_batches(connect):
     async with connect() as client:
         calls = [client.next_batch(2, policy_step=0) for _ in range(16)]
@@ -108,6 +143,8 @@ async def test_the_timeline_is_named_once_it_is_known(connect, service):
         ({"prompt_count": 4097}, "prompt_count=4097: must be in [1, 4096]"),
         ({"policy_step": -1}, "policy_step=-1: must be in [0, 4294967294]"),
         ({"request_id": ""}, "request_id='': must be 1 to 128 bytes"),
+        ({"rollout_budget": 1}, "rollout_budget=1: must be in [2, 65534]"),
+        ({"rollout_budget": 65_535}, "rollout_budget=65535: must be in [2, 65534]"),
     ],
 )
 async def test_what_can_never_be_served_is_refused_before_it_is_sent(

@@ -43,6 +43,28 @@ async def test_prompts_seen_before_are_drawn_uniformly_and_marked(
     assert client_log.text.count("report dropped run=math") == 1
 
 
+@pytest.mark.parametrize(
+    ("budget", "counts", "shortfall"),
+    [
+        (23, [6, 6, 6, 5], ""),
+        (8, [2, 2, 2, 2], ""),
+        (7, [3, 2, 2], "the budget is for 3 prompts of 2 attempts"),
+        (4 * 32_767, [32_767] * 4, ""),
+    ],
+)
+async def test_a_budget_is_spread_evenly_over_what_is_drawn(
+    connect, server, budget, counts, shortfall
+):
+    async with connect(retry_s=0, on_unavailable="uniform") as client:
+        await client.next_batch(5, policy_step=0)
+        server.stop()
+        batch = await client.next_batch(4, policy_step=1, rollout_budget=budget)
+        assert [prompt.attempt_count for prompt in batch] == counts
+        assert batch.shortfall == shortfall
+        # What was seen stays as it was served.
+        assert {prompt.attempt_count for prompt in await client.next_batch(2, policy_step=1)} == {4}
+
+
 async def test_a_client_that_has_seen_nothing_raises(connect, server):
     server.stop()
     async with connect(retry_s=0, on_unavailable="uniform") as client:

@@ -41,6 +41,19 @@ async def test_a_number_whose_batch_never_came_is_asked_for_after_resuming(conne
         assert (await client.next_batch(2, policy_step=0)).batch_id == "default-1"
 
 
+async def test_the_budget_of_a_batch_that_never_came_is_remembered(connect, service, away):
+    async with connect(retry_s=0) as client:
+        service.failures["NextBatch"].append(away)
+        with pytest.raises(ConnectionError):
+            await client.next_batch(2, policy_step=0, rollout_budget=9)
+        state = json.loads(json.dumps(client.state_dict()))
+    async with connect() as client:
+        client.load_state_dict(state)
+        assert (await client.next_batch(2, policy_step=0)).batch_id == "default-1"
+        again = await client.next_batch(2, policy_step=0, rollout_budget=9)
+        assert again.batch_id == "default-0"
+
+
 async def test_a_batch_half_reported_can_be_finished_after_resuming(connect, service):
     async with connect() as client:
         batch = await client.next_batch(2, policy_step=0)

@@ -30,6 +30,27 @@ def test_a_run_is_created_from_options(curriculum, service):
     assert [(c.name, c.min_value, c.max_value) for c in config.channels] == [("confidence", -1, 1)]
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--objective", "reward=0.7,explanation=0.3"),
+        ("--objective", " reward=7e-1, explanation=.3"),
+        ("--set", "objective.reward=0.7", "--set", "objective.explanation=0.3"),
+        ("--set", "objective.entropy=1", "--objective", "reward=0.7,explanation=0.3"),
+    ],
+)
+def test_an_objective_is_given_as_weights_by_name(curriculum, service, args):
+    curriculum.ok("runs", "create", "r1", "--channel", "explanation:0:10", *args)
+    assert dict(service.runs["r1"].run.config.objective) == {"reward": 0.7, "explanation": 0.3}
+    assert curriculum.json("runs", "show", "r1")["config"]["objective"] == {
+        "explanation": 0.3,
+        "reward": 0.7,
+    }
+    shown = curriculum.ok("runs", "show", "r1")
+    assert "objective.reward" in shown
+    assert "objective.explanation" in shown
+
+
 def test_fields_that_are_not_given_stay_absent(curriculum, service):
     curriculum.ok("runs", "create", "r1", "--seed", "0")
     config = service.runs["r1"].run.config
@@ -50,6 +71,9 @@ def test_a_toml_file_is_read_and_assignments_win(curriculum, service, tmp_path):
         optimism = 2
         [selection.domain_shares]
         math = 0.5
+        [objective]
+        reward = 3
+        entropy = 0.5
         [[channels]]
         name = "entropy"
         min_value = 0
@@ -62,6 +86,7 @@ def test_a_toml_file_is_read_and_assignments_win(curriculum, service, tmp_path):
     assert (config.selection.strategy, config.selection.optimism) == ("uniform", 1.0)
     assert dict(config.selection.domain_shares) == {"math": 0.5}
     assert config.channels[0].max_value == 5.5
+    assert dict(config.objective) == {"reward": 3.0, "entropy": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -76,6 +101,8 @@ def test_a_toml_file_is_read_and_assignments_win(curriculum, service, tmp_path):
         ("lease_ttl = 'soon'", "lease_ttl='soon': write a duration"),
         ("[[channels]]\nname = 'a'", "channels[0]: min_value, max_value missing"),
         ("channels = 1", "channels=1: must be a list of tables"),
+        ("objective = 1", "objective=1: must be a table"),
+        ("[objective]\nreward = 'much'", "objective.reward='much': must be a number"),
         ("a = ", "not TOML"),
     ],
 )
@@ -89,7 +116,7 @@ def test_a_bad_toml_file_is_refused_by_name(curriculum, service, tmp_path, toml,
 
 
 def test_every_field_of_the_contract_can_be_set(curriculum, service):
-    skipped = {"selection", "channels", "domain_shares"}  # have their own forms
+    skipped = {"selection", "channels", "domain_shares", "objective"}  # have their own forms
     fields = [*RunConfig.DESCRIPTOR.fields, *SelectionConfig.DESCRIPTOR.fields]
     names = [field.name for field in fields if field.name not in skipped]
     curriculum.ok("runs", "create", "r1", *(f"--set={name}=1" for name in names))
@@ -110,12 +137,27 @@ def test_every_field_of_the_contract_can_be_set(curriculum, service):
         (["--set", "domain_shares=1"], "domain_shares=1: cannot be set so"),
         (["--group-size", "8.5"], "group_size=8.5: must be a whole number"),
         (["--channel", "a:0"], "channel=a:0: write name:min:max"),
+        (["--objective", "reward"], "objective=reward: write name=weight,name=weight"),
+        (["--objective", "reward=x"], "objective=reward=x: write name=weight"),
+        (["--objective", "reward=nan"], "objective=reward=nan: write name=weight"),
+        (["--objective", "reward=1,"], "objective=reward=1,: write name=weight"),
+        (["--objective", "reward=1,reward=2"], "each name once"),
+        (["--set", "objective=1"], "objective=1: cannot be set so"),
+        (["--set", "objective.reward=much"], "objective.reward='much': must be a number"),
         (["--lease-ttl", "-3m"], "write a duration"),
     ],
 )
 def test_a_bad_option_is_a_usage_error(curriculum, service, args, said):
     assert said in " ".join(curriculum.error("runs", "create", "r1", *args, code=2).split())
     assert not service.runs
+
+
+def test_what_the_contract_has_given_up_is_not_offered(curriculum):
+    said = " ".join(curriculum.error("runs", "create", "r1", "--set", "nonsense=1", code=2).split())
+    assert "selection.optimism" in said
+    assert "objective.NAME" in said
+    assert "selection.domain_shares.DOMAIN" in said
+    assert "discount" not in said
 
 
 def test_every_page_of_runs_is_listed(curriculum):

@@ -7,6 +7,7 @@ take numbers, not bundles: what hypothesis draws must not depend on who wins a r
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -55,10 +56,11 @@ class LedgerCalls(RuleBasedStateMachine):
     """The run, its model and the calls of every step."""
 
     world: World
+    has_objective = False
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = Model()
+        self.model = Model(has_objective=self.has_objective)
         self.run_id = self.world.create_run(self.model)
         self.numbers = itertools.count()
         self.batches: list[LeasedBatch] = []
@@ -273,16 +275,16 @@ class LedgerCalls(RuleBasedStateMachine):
         response = answer(self.reporting(request, pick), request)
         return response if isinstance(response, str) else response.receipt
 
-    @staticmethod
-    def attempts_of(batch, rows, kind):
-        """Attempts of the batch's slots; `kind` says which of their columns are given."""
-        count = len(batch.slots)
+    def attempts_of(self, batch, rows, kind):
+        """Attempts of the batch's slots; `kind` says which of their columns are given beside what
+        the objective needs."""
+        count, has_clarity = len(batch.slots), "clarity" in kind or self.has_objective
         return [
             Attempt(
                 slot % count,
                 reward if "graded" in kind else BINARY_REWARDS[reward > 0],
                 tokens if "tokens" in kind else None,
-                clarity if "clarity" in kind else None,
+                clarity if has_clarity else None,
             )
             for slot, reward, tokens, clarity in rows
             if batch.slots
@@ -291,7 +293,18 @@ class LedgerCalls(RuleBasedStateMachine):
     @rule(which=recent, rows=rows, kind=kinds, lag=lags, pick=picks)
     def report(self, which, rows, kind, lag, pick):
         batch = self.batch(which)
-        self.report_attempts(batch, self.attempts_of(batch, rows, kind), lag, pick)
+        attempts = self.attempts_of(batch, rows, kind)
+        self.report_attempts(batch, attempts, lag, pick)
+        # Afterwards, since a server reads a batch again before it refuses a report.
+        if self.has_objective and "clarity" not in kind:
+            self.report_without_what_the_objective_needs(batch, attempts, pick)
+
+    def report_without_what_the_objective_needs(self, batch, attempts, pick):
+        if not attempts or self.is_superseded(batch):
+            return
+        lacking = [replace(attempt, clarity=None) for attempt in attempts]
+        request = self.report_request(batch, lacking, self.model.policy_step)
+        assert self.send(request, pick) in {"INVALID_ARGUMENT", *self.refusals_of(batch)}
 
     @rule(which=recent, rows=rows, kind=kinds, pick=picks)
     def report_in_parts(self, which, rows, kind, pick):

@@ -265,5 +265,7 @@ def live(world: World, lives: int, first_seed: int = 0) -> None:
         AssertionError: the store or a server differs from the model.
     """
     for number in range(first_seed, first_seed + lives, LIVES_PER_SEED):
-        machine = seed(number)(type("Machine", (LedgerMachine,), {"world": world}))
+        # Every other seed's runs have an objective.
+        life = {"world": world, "has_objective": number // LIVES_PER_SEED % 2 == 1}
+        machine = seed(number)(type("Machine", (LedgerMachine,), life))
         run_state_machine_as_test(machine, settings=SETTINGS)

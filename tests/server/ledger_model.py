@@ -14,7 +14,10 @@ PASS_THRESHOLD = 0.5
 CHANNEL = "clarity"
 CHANNEL_MAX = 4.0
 FIXED_POINT = 1 << 14
-COLUMNS = ("attempts", "passes", "reward_excess", "reward_sq_excess", "tokens", f"ch:{CHANNEL}")
+COLUMNS = (
+    *("attempts", "passes", "reward_excess", "reward_sq_excess", "tokens"),
+    *("objective", "objective_sq", f"ch:{CHANNEL}"),
+)
 RECORD_GRACE_S = 3600
 
 # What the tests give, chosen so that every fixed-point amount is a whole number and no rounding can
@@ -23,6 +26,8 @@ BINARY_REWARDS = (-1.0, 1.0)
 GRADED_REWARDS = (-1.0, -0.5, 0.0, 0.25, 0.5, 1.0)
 UNUSED_REWARD = -0.25
 CHANNEL_VALUES = (0.0, 1.0, 2.0, 4.0)
+OBJECTIVE = {"reward": 6.0, CHANNEL: 2.0}
+MIXED_BITS = (1 << 16) - 1
 
 
 @dataclass(frozen=True)
@@ -38,16 +43,29 @@ class Attempt:
     def passed(self) -> bool:
         return self.reward >= PASS_THRESHOLD
 
-    def amounts(self) -> dict[str, int]:
-        """What the attempt adds, by column."""
+    @property
+    def position(self) -> float:
+        """Where the reward lies in its range."""
         low, high = REWARD_RANGE
-        position = (self.reward - low) / (high - low)
+        return (self.reward - low) / (high - low)
+
+    def objective(self) -> float:
+        """By `OBJECTIVE`; the attempt has to have a clarity."""
+        clarity = self.clarity / CHANNEL_MAX
+        weighted = OBJECTIVE["reward"] * self.position + OBJECTIVE[CHANNEL] * clarity
+        return weighted / sum(OBJECTIVE.values())
+
+    def amounts(self, *, has_objective: bool) -> dict[str, int]:
+        """What the attempt adds, by column."""
+        objective = self.objective() if has_objective else 0.0
         given = (
             1,
             int(self.passed),
-            (position - self.passed) * FIXED_POINT,
-            (position**2 - self.passed) * FIXED_POINT,
+            (self.position - self.passed) * FIXED_POINT,
+            (self.position**2 - self.passed) * FIXED_POINT,
             self.tokens or 0,
+            objective * FIXED_POINT,
+            objective**2 * FIXED_POINT,
             (self.clarity or 0.0) / CHANNEL_MAX * FIXED_POINT,
         )
         return dict(zip(COLUMNS, map(int, given), strict=True))
@@ -61,7 +79,20 @@ class Slot:
     allotted: int
     attempts: int = 0
     passes: int = 0
+    objectives: set[float] = field(default_factory=set)
+    """Those of its attempts, in a run with an objective."""
     is_closed: bool = False
+
+    def is_mixed(self, *, has_objective: bool) -> bool:
+        return len(self.objectives) > 1 if has_objective else 0 < self.passes < self.attempts
+
+    def low_bits(self, *, has_objective: bool) -> int:
+        """What the store keeps of the slot beside its attempts, to tell whether it is mixed."""
+        if not has_objective:
+            return self.passes
+        if len(self.objectives) > 1:
+            return MIXED_BITS
+        return int(max(self.objectives, default=0.0) * FIXED_POINT)
 
 
 @dataclass
@@ -138,6 +169,7 @@ class Model:
     timeline: int = 0
     policy_step: int = 0
     policy: tuple[int, str] | None = None
+    has_objective: bool = False
     group_size: int = 3
     window_steps: int = 1
     lease_ttl_s: int = 100
@@ -185,14 +217,17 @@ class Model:
         completed = mixed = 0
         for attempt in attempts:
             slot = batch.slots[attempt.slot]
-            for name, amount in attempt.amounts().items():
+            amounts = attempt.amounts(has_objective=self.has_objective)
+            for name, amount in amounts.items():
                 self.counts.columns[name][slot.prompt_id] += amount
             slot.attempts += 1
             slot.passes += attempt.passed
+            if self.has_objective:
+                slot.objectives.add(attempt.objective())
             if slot.attempts == slot.allotted:
                 slot.is_closed = True
                 completed += 1
-                mixed += 0 < slot.passes < slot.allotted
+                mixed += slot.is_mixed(has_objective=self.has_objective)
         self.counts.groups += completed
         self.counts.mixed += mixed
         self.policy_step = max(self.policy_step, step)

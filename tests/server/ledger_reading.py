@@ -11,7 +11,7 @@ import redis
 from curriculum_server.store.document import Document
 from curriculum_server.store.keys import RunKeys
 from tests.server.driving import RunDriver
-from tests.server.ledger_model import CHANNEL, COLUMNS, Counts, Model
+from tests.server.ledger_model import CHANNEL, COLUMNS, OBJECTIVE, Counts, Model
 
 CLOSED = 1 << 31
 SLOT_BYTES = 20
@@ -130,7 +130,10 @@ def check_batches(client: redis.Redis, run_id: str, model: Model, now_s: int) ->
         if found is not None:
             assert found.expire_s == batch.expire_s
             assert found.progress == tuple(
-                s.is_closed * CLOSED | s.attempts << 16 | s.passes for s in batch.slots
+                s.is_closed * CLOSED
+                | s.attempts << 16
+                | s.low_bits(has_objective=model.has_objective)
+                for s in batch.slots
             )
 
 
@@ -148,6 +151,7 @@ def check_view(server: RunDriver, model: Model, now_s: int) -> None:
     assert config.window_steps == model.window_steps
     assert config.lease_ttl.seconds == model.lease_ttl_s
     assert [channel.name for channel in config.channels] == [CHANNEL]
+    assert dict(config.objective) == (OBJECTIVE if model.has_objective else {})
     assert [(m.name, m.policy_step) for m in run.checkpoints] == [
         (m.name, m.step) for m in model.marks
     ]

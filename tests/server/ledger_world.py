@@ -17,7 +17,14 @@ from curriculum_server.engine import engine
 from tests.conftest import CONFIG, LoopThread, RunningServer
 from tests.server.driving import RunDriver
 from tests.server.faketime import ClockedValkey
-from tests.server.ledger_model import CHANNEL, CHANNEL_MAX, PASS_THRESHOLD, REWARD_RANGE, Model
+from tests.server.ledger_model import (
+    CHANNEL,
+    CHANNEL_MAX,
+    OBJECTIVE,
+    PASS_THRESHOLD,
+    REWARD_RANGE,
+    Model,
+)
 
 CALL_LIMIT_S = 20.0
 SERVER_COUNT = 2
@@ -43,6 +50,7 @@ class World:
             window_steps=model.window_steps,
             lease_ttl={"seconds": model.lease_ttl_s},
             channels=[run_pb2.Channel(name=CHANNEL, min_value=0.0, max_value=CHANNEL_MAX)],
+            objective=OBJECTIVE if model.has_objective else {},
             selection=run_pb2.SelectionConfig(
                 group_size=model.group_size, reach_share=0, reach_attempt_factor=1
             ),

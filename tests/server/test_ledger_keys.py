@@ -11,7 +11,9 @@ from curriculum_api.v1 import batch_pb2, prompt_pb2, run_pb2
 from curriculum_server.store import batches, commit, reports
 
 CELL_BYTES = 4
-COLUMN = re.compile(r"w:(\d+):(attempts|passes|reward_excess|reward_sq_excess|tokens|ch:\w+)")
+COLUMN = re.compile(
+    r"w:(\d+):(attempts|passes|reward_excess|reward_sq_excess|tokens|objective|objective_sq|ch:\w+)"
+)
 PERMANENT = re.compile(
     r"meta|events|leases|catalog:\d+|payload:\d+|open:\d+|w:\d+:served|" + COLUMN.pattern
 )

@@ -36,6 +36,11 @@ CASES = {
         lambda run, n: run.next_request(count=n),
         "prompt_count=4097: must be in [1, 4096]",
     ),
+    "MAX_SLOT_ATTEMPTS": (
+        "trainer.NextBatch",
+        lambda run, n: run.next_request(count=1, rollout_budget=n),
+        "rollout_budget=32768: must be in [2, 32767]",
+    ),
     "MAX_REQUEST_ID_BYTES": (
         "trainer.NextBatch",
         lambda run, n: run.next_request("r" * n),
@@ -67,6 +72,16 @@ CASES = {
         ADD,
         lambda run, n: prompts(run, features={f"f{i}": 1.0 for i in range(n)}),
         "len(prompts[0].features)=33: must be in [0, 32]",
+    ),
+    "MAX_EMBEDDING_LENGTH": (
+        ADD,
+        lambda run, n: prompts(run, embedding=[0.5] * n),
+        "len(prompts[0].embedding)=4097: must be in [0, 4096]",
+    ),
+    "MAX_EMBEDDING_VALUE": (
+        ADD,
+        lambda run, n: prompts(run, embedding=[0.0, -n]),
+        "prompts[0].embedding[1]=-65505.0: must be in [-65504.0, 65504.0]",
     ),
     "MAX_DOMAINS": (
         ADD,

@@ -317,5 +317,5 @@ def test_a_large_run_is_served_soon_after_a_restart(launch, data_dir, driver):
     again = driver(launch("--data-dir", str(data_dir)).wait_until_serving())
     started = time.monotonic()
     assert len(again.next("again", count=512, step=1).prompts) == 512
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 6  # most of it for the features of the prompts' texts
     assert again.stats().group_count == 512

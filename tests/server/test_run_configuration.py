@@ -38,9 +38,11 @@ REFUSED = [
     (selection(strategy=""), "config.selection.strategy='': must be one of"),
     (selection(group_size=1), "config.selection.group_size=1: must be in [2, 1024]"),
     (selection(group_size=1025), "config.selection.group_size=1025: must be in [2, 1024]"),
-    (selection(discount=0.0), "config.selection.discount=0.0: must be in (0, 1]"),
-    (selection(discount=1.5), "config.selection.discount=1.5: must be in (0, 1]"),
-    (selection(discount=math.nan), "config.selection.discount=nan: must be"),
+    (
+        selection(discount=0.9),
+        "config.selection.discount=0.9: must be absent; how fast evidence is forgotten is learned",
+    ),
+    (selection(discount=0.0), "config.selection.discount=0.0: must be absent"),
     (selection(optimism=-0.5), "config.selection.optimism=-0.5: must be"),
     (selection(optimism=10.5), "config.selection.optimism=10.5: must be"),
     (selection(optimism=math.inf), "config.selection.optimism=inf: must be"),
@@ -69,6 +71,17 @@ REFUSED = [
     (selection(edge_high=1.5), "config.selection.edge_high=1.5: must be"),
     (selection(candidate_ratio=0), "config.selection.candidate_ratio=0: must be"),
     (selection(candidate_ratio=1025), "config.selection.candidate_ratio=1025: must be"),
+    (selection(reach_chance=0.0), "config.selection.reach_chance=0.0: must be in (0, 1)"),
+    (selection(reach_chance=1.0), "config.selection.reach_chance=1.0: must be in (0, 1)"),
+    (selection(reach_chance=math.nan), "config.selection.reach_chance=nan: must be in (0, 1"),
+    (selection(token_weight=-0.1), "config.selection.token_weight=-0.1: must be in [0, 1]"),
+    (selection(token_weight=1.1), "config.selection.token_weight=1.1: must be in [0, 1]"),
+    (selection(max_share=0.0), "config.selection.max_share=0.0: must be in (0, 1]"),
+    (selection(max_share=1.1), "config.selection.max_share=1.1: must be in (0, 1]"),
+    (selection(max_share_steps=0), "config.selection.max_share_steps=0: must be"),
+    (selection(max_share_steps=1_000_001), "max_share_steps=1000001: must be at most 1e+06"),
+    (selection(learned_shares=1.1), "config.selection.learned_shares=1.1: must be in [0, 1]"),
+    (selection(learned_shares=math.nan), "config.selection.learned_shares=nan: must be"),
     ({"reward_min": math.nan}, "config.reward_min=nan: must be finite"),
     ({"reward_min": -math.inf}, "config.reward_min=-inf: must be finite"),
     ({"reward_min": 1.0}, "config.reward_max=1.0: must be finite and above 1"),
@@ -93,6 +106,19 @@ REFUSED = [
         channels(*((f"c{i}", 0, 1) for i in range(17))),
         "config.channels=17 channels: must be at most 16",
     ),
+    ({"objective": {"pass": 1}}, "config.objective[pass]=1.0: must be of the reward or a channel"),
+    (
+        {"objective": {"b": 1}, **channels(("a", 0, 1))},
+        "config.objective[b]=1.0: must be of the reward or a channel: reward, a",
+    ),
+    ({"objective": {"reward": 0}}, "config.objective[reward]=0.0: must be finite and above 0"),
+    ({"objective": {"reward": -1}}, "config.objective[reward]=-1.0: must be finite and above 0"),
+    ({"objective": {"reward": math.nan}}, "config.objective[reward]=nan: must be finite"),
+    ({"objective": {"reward": math.inf}}, "config.objective[reward]=inf: must be finite"),
+    (
+        {"objective": {"reward": 1}, **channels(("reward", 0, 1))},
+        "config.channels.name='reward': must be another name: in the objective it is the attempt's",
+    ),
 ]  # fmt: skip
 
 
@@ -108,7 +134,7 @@ def test_a_bad_configuration_is_refused_by_field_and_makes_no_run(stubs, refused
 
 @pytest.mark.parametrize(
     ("config", "said"), [case for case in REFUSED if not case[0].keys() & {
-        "reward_min", "reward_max", "pass_threshold", "channels"}]
+        "reward_min", "reward_max", "pass_threshold", "channels", "objective"}]
 )  # fmt: skip
 def test_a_bad_change_is_refused_by_field_and_changes_nothing(open_run, refused, config, said):
     run = open_run(0)
@@ -128,6 +154,7 @@ def test_a_bad_change_is_refused_by_field_and_changes_nothing(open_run, refused,
         {"pass_threshold": 1.0},
         {"seed": 0},
         channels(("a", 0, 1)),
+        {"objective": {"reward": 1.0}},
         {"seed": 3, "window_steps": 7},
     ],
 )
@@ -145,8 +172,13 @@ def test_what_the_counts_depend_on_is_fixed_at_creation(open_run, refused, confi
 def test_absent_fields_take_defaults_that_are_shown(stubs):
     run = stubs.create_run(a_new_name())
     config = run.config
-    for name in run_pb2.SelectionConfig.DESCRIPTOR.fields_by_name:
-        assert name == "domain_shares" or config.selection.HasField(name), name
+    for name, field in run_pb2.SelectionConfig.DESCRIPTOR.fields_by_name.items():
+        is_shown = not field.GetOptions().deprecated
+        assert name == "domain_shares" or config.selection.HasField(name) == is_shown, name
+    assert (config.selection.reach_chance, config.selection.token_weight) == (0.5, 0.0)
+    assert (config.selection.max_share, config.selection.max_share_steps) == (1.0, 100)
+    assert config.selection.learned_shares == 0.0
+    assert not config.objective
     assert (config.reward_min, config.reward_max, config.pass_threshold) == (0, 1, 1)
     assert (config.window_steps, config.seed, config.lease_ttl.seconds) == (5, 0, 3600)
     assert (config.selection.strategy, config.selection.group_size) == ("edge", 8)
@@ -173,6 +205,13 @@ def test_what_is_given_is_shown_and_the_threshold_follows_the_largest_reward(stu
     assert dict(config.selection.domain_shares) == {"math": 0.5}
     assert (config.selection.optimism, config.selection.rest_steps) == (0.0, 0)
     assert config.selection.HasField("optimism")
+
+
+def test_an_objective_is_shown_as_it_was_given(stubs):
+    weights = {"reward": 7.0, "clarity": 3.0, "brevity": 1e308}
+    declared = channels(("clarity", 0, 4), ("brevity", -1, 1))
+    config = stubs.create_run(a_new_name(), run_pb2.RunConfig(objective=weights, **declared)).config
+    assert dict(config.objective) == weights
 
 
 def test_the_create_time_is_the_stores(stubs, raw):

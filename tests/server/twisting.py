@@ -88,10 +88,12 @@ def valid_requests(run, held):
         window_steps=3,
         lease_ttl=Duration(seconds=60),
     )
+    graded = run_pb2.RunConfig(objective={"reward": 1.0})
+    graded.MergeFrom(config)
     exported = run.stubs.operator.ExportRun(op.ExportRunRequest(**name)).parts
     lease = {"request_id": "next", "prompt_count": 2, "policy_step": 3}
     requests = [
-        tr.NextBatchRequest(**name, **lease, timeline=0),
+        tr.NextBatchRequest(**name, **lease, timeline=0, rollout_budget=9),
         run.report_request(held, group, **columns),
         tr.ReleaseBatchRequest(**name, batch_id="held"),
         tr.PublishPolicyRequest(**name, policy=policy),
@@ -101,7 +103,7 @@ def valid_requests(run, held):
         pr.LeaseProbesRequest(**name, **lease, attempt_count=3),
         pr.RenewProbesRequest(**name, batch_id="held"),
         run.report_request(held, group, kind=pr.ReportProbesRequest, **columns),
-        op.CreateRunRequest(run_id=f"{run.run_id}-b", config=config),
+        op.CreateRunRequest(run_id=f"{run.run_id}-b", config=graded),
         op.GetRunRequest(**name),
         op.ListRunsRequest(page_size=5, page_token="cnVuLTE="),
         op.UpdateRunRequest(**name, config=config),

@@ -64,6 +64,11 @@ def runs() -> None:
     metavar="NAME:MIN:MAX",
     help="A number that outcomes may carry beside the reward.",
 )
+@click.option(
+    "--objective",
+    metavar="NAME=WEIGHT,…",
+    help="What prompts are judged by, where it is not the pass: reward=0.7,explanation=0.3.",
+)
 @_CONFIG
 @_SET
 @with_session
@@ -73,6 +78,7 @@ def create(
     config_path: Path | None,
     assignments: Sequence[str],
     channels: Sequence[str],
+    objective: str | None,
     **shorthands: Any,
 ) -> None:
     """Make an empty run. What is not given takes the server's default.
@@ -87,6 +93,11 @@ def create(
     for text in channels:
         with as_usage("--channel"):
             config.channels.append(configuration.channel(text))
+    if objective is not None:
+        with as_usage("--objective"):
+            weights = configuration.weights(objective)
+        config.objective.clear()
+        config.objective.update(weights)
     request = CreateRunRequest(run_id=run_id, config=config)
     run = session.connection.call(session.connection.stub.CreateRun, request).run
     session.show(as_json(run), lambda: run_view(run))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from curriculum_api.errors import CorruptStateError, StateError
 from curriculum_server.engine.check_document import document_problems
 from curriculum_server.engine.findings import Finding, Findings, shown
-from curriculum_server.store.columns import column_names
+from curriculum_server.store.columns import OBJECTIVE, OBJECTIVE_SQ
 from curriculum_server.store.connection import Redis
 from curriculum_server.store.document import Document
 from curriculum_server.store.inventory import Found, Kind, find_keys, look_at
@@ -37,7 +37,7 @@ class Shape:
     @property
     def column_names(self) -> list[str]:
         assert self.document is not None
-        return column_names([channel["name"] for channel in self.document.config["channels"]])
+        return self.document.column_names
 
 
 def shape_of(keys: RunKeys, raw: RawRun) -> Shape:
@@ -167,8 +167,10 @@ def _orphaned(found: Found, shape: Shape, document: Document) -> tuple[str, str,
             return "column_orphaned", problem, unlink
         if known.column not in shape.column_names:
             channel = json.dumps(known.column.removeprefix("ch:"))
-            problem = f"{key} is of the channel {channel}, which the run does not declare"
-            return "column_orphaned", problem, unlink
+            of = f"the channel {channel}, which the run does not declare"
+            if known.column in (OBJECTIVE, OBJECTIVE_SQ):
+                of = "an objective, which the run does not have"
+            return "column_orphaned", f"{key} is of {of}", unlink
     if known.kind in (Kind.CATALOG, Kind.PAYLOAD) and known.number >= document.chunk_count:
         problem = f"{key} is behind the pool's {document.chunk_count} chunks"
         return "chunk_orphaned", problem, unlink

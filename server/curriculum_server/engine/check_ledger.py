@@ -13,11 +13,13 @@ from curriculum_server.engine.findings import SHOWN_PER_KIND, Findings, shown
 from curriculum_server.store.batches import INDEX_DTYPE
 from curriculum_server.store.columns import (
     ATTEMPTS,
+    FIXED_POINT_SCALE,
+    OBJECTIVE,
+    OBJECTIVE_SQ,
     PASSES,
     SERVED,
     cell_dtype,
     cell_limits,
-    column_names,
 )
 from curriculum_server.store.connection import Redis
 from curriculum_server.store.document import Document
@@ -28,6 +30,12 @@ from curriculum_server.store.windows import Window
 CELL_BYTES = 4
 SERVING_BYTES = 8
 CELLS_PER_LOOK = 1 << 18
+AT_MOST = (
+    (PASSES, ATTEMPTS, 1),
+    (OBJECTIVE, ATTEMPTS, FIXED_POINT_SCALE),
+    (OBJECTIVE_SQ, OBJECTIVE, 1),
+)
+"""(column, another, factor): each cell is at most so many times the other's."""
 
 _CUT = "`EVAL \"return redis.call('SET',KEYS[1],redis.call('GETRANGE',KEYS[1],0,{last}))\" 1 {key}`"
 
@@ -43,8 +51,7 @@ async def check_window(
     findings: Findings,
 ) -> bool:
     """Look at one window; False when the run has another layout by now."""
-    names = column_names([channel["name"] for channel in document.config["channels"]])
-    columns = {name: keys.column(window.window, name) for name in names}
+    columns = {name: keys.column(window.window, name) for name in document.column_names}
     sizes = dict(zip(columns, await read_sizes(redis, columns.values()), strict=True))
     look = _Look(document, window, columns, findings)
     look.check_sizes(sizes)
@@ -105,11 +112,13 @@ class _Look:
         cells = {name: _whole_cells(blob, name) for name, blob in blobs.items()}
         for name, values in cells.items():
             self._check_limits(name, values, first)
-        passes = cells.get(PASSES, np.zeros(0)).astype(np.int64)
-        attempts = cells.get(ATTEMPTS, np.zeros(0)).astype(np.int64)
-        attempts = np.pad(attempts, (0, max(0, len(passes) - len(attempts))))[: len(passes)]
-        for at in np.flatnonzero(passes > attempts)[: SHOWN_PER_KIND + 1].tolist():
-            self._refuse_passes(first + at, int(passes[at]), int(attempts[at]))
+        for small, large, factor in AT_MOST:
+            values = cells.get(small, np.zeros(0)).astype(np.int64)
+            bounds = factor * cells.get(large, np.zeros(0)).astype(np.int64)
+            bounds = np.pad(bounds, (0, max(0, len(values) - len(bounds))))[: len(values)]
+            refuse = self._refuse_passes if small == PASSES else self._refuse_sum
+            for at in np.flatnonzero(values > bounds)[: SHOWN_PER_KIND + 1].tolist():
+                refuse(small, first + at, int(values[at]), int(bounds[at]))
 
     def _check_limits(self, name: str, values: Column, first: int) -> None:
         low, high = cell_limits(name)
@@ -123,17 +132,30 @@ class _Look:
                 f"{self.findings.run_id} --set window_steps=…",
             )
 
-    def _refuse_passes(self, cell: int, passes: int, attempts: int) -> None:
-        marks = [m.name for m in self.document.checkpoints if m.window < self.window.window]
-        back = f"roll back to the checkpoint {marks[-1]!r}, or " if marks else ""
-        key = shown(self.columns[ATTEMPTS])
+    def _refuse_passes(self, name: str, cell: int, passes: int, attempts: int) -> None:
         self.findings.error(
             "passes_exceed_attempts",
-            f"{shown(self.columns[PASSES])} cell {cell} is {passes}: must be at most {attempts}, "
+            f"{shown(self.columns[name])} cell {cell} is {passes}: must be at most {attempts}, "
             "the attempts",
-            f"{back}count the passes as attempts: `BITFIELD {key} SET u32 "
-            f"{8 * CELL_BYTES * cell} {passes}`, and restart the servers",
+            f"{self._roll_back()}count the passes as attempts: "
+            f"{self._set_cell(ATTEMPTS, cell, passes)}",
         )
+
+    def _refuse_sum(self, name: str, cell: int, value: int, bound: int) -> None:
+        self.findings.error(
+            "objective_exceeds_attempts",
+            f"{shown(self.columns[name])} cell {cell} is {value}: must be at most {bound}, as an "
+            "objective is at most 1 and its square at most itself",
+            f"{self._roll_back()}lower it: {self._set_cell(name, cell, bound)}",
+        )
+
+    def _roll_back(self) -> str:
+        marks = [m.name for m in self.document.checkpoints if m.window < self.window.window]
+        return f"roll back to the checkpoint {marks[-1]!r}, or " if marks else ""
+
+    def _set_cell(self, name: str, cell: int, value: int) -> str:
+        key, at = shown(self.columns[name]), 8 * CELL_BYTES * cell
+        return f"`BITFIELD {key} SET u32 {at} {value}`, and restart the servers"
 
     def check_servings(self, blob: bytes) -> None:
         whole = blob[: len(blob) // SERVING_BYTES * SERVING_BYTES]

@@ -32,10 +32,16 @@ class BatchRequest:
     timeline: int | None
     attempt_count: int | None = None
     """Attempts per prompt of a probe; None for the run's group size."""
+    rollout_budget: int | None = None
+    """Attempts for the whole batch of a trainer; None for the group size each."""
     probe: bool = False
 
     def digest(self) -> bytes:
-        content = (self.probe, self.prompt_count, self.policy_step, self.attempt_count)
+        content: tuple[object, ...] = (
+            self.probe, self.prompt_count, self.policy_step, self.attempt_count,
+        )  # fmt: skip
+        if self.rollout_budget is not None:  # others keep the digest they had in earlier versions
+            content += (self.rollout_budget,)
         return hashlib.blake2b(repr(content).encode(), digest_size=16).digest()
 
     def next_in_row(self, previous: BatchRequest | None) -> BatchRequest | None:
@@ -110,13 +116,20 @@ async def _compose(run: Run, request: BatchRequest) -> Proposal:
     if resumed is not None:
         prompts = encode_prompts(resumed.slots, run.mirror.catalog.fields)
         return Proposal(request, basis, resumed.slots, resumed.shortfall, prompts)
-    pool, prior = await run.pool(request.policy_step)
-    rng = _generator(config.seed, request.request_id)
+    pool, model = await run.pool(request.policy_step)
+    rng = generator(config.seed, request.request_id)
     if request.probe:
         attempts = request.attempt_count or config.selection.group_size
-        selection = select_probes(prior, pool, request.prompt_count, attempts, rng)
+        selection = select_probes(model, pool, request.prompt_count, attempts, rng)
     else:
-        selection = compose_batch(prior, pool, config.selection, request.prompt_count, rng)
+        selection = compose_batch(
+            model,
+            pool,
+            config.selection,
+            request.prompt_count,
+            rng,
+            rollout_budget=request.rollout_budget,
+        )
     slots = _slots(selection)
     prompts = encode_prompts(slots, run.mirror.catalog.fields)
     return Proposal(request, basis, slots, selection.shortfall, prompts)
@@ -136,7 +149,7 @@ def _basis(run: Run) -> tuple[int, bytes]:
     return run.mirror.layout, run.mirror.event_id
 
 
-def _generator(seed: int, request_id: str) -> np.random.Generator:
+def generator(seed: int, request_id: str) -> np.random.Generator:
     """All randomness of a batch, from the run's seed and the request's name alone."""
     digest = hashlib.blake2b(f"{seed}/{request_id}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest)))

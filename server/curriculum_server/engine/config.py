@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -12,21 +12,26 @@ import numpy as np
 
 from curriculum import InvalidInputError, SelectionConfig
 from curriculum_api.errors import InvalidRequestError, StateError
-from curriculum_api.limits import MAX_CHANNELS, MAX_DOMAINS
-from curriculum_server.store.batches import MAX_SLOT_ATTEMPTS
+from curriculum_api.limits import MAX_CHANNELS, MAX_DOMAINS, MAX_SLOT_ATTEMPTS
 
 CHANNEL_NAME = re.compile(r"[a-z0-9_]{1,64}")
 MAX_LEASE_TTL_S = 7 * 24 * 3600
-FIXED_FIELDS = ("reward_min", "reward_max", "pass_threshold", "seed", "channels")
+FIXED_FIELDS = ("reward_min", "reward_max", "pass_threshold", "seed", "channels", "objective")
 """What the ledger's counts depend on: set at creation only."""
 LARGEST_SELECTION = {
     "optimism": 10.0,
     "sharpness": 64.0,
     "rest_steps": 1_000_000,
     "reach_attempt_factor": 64,
+    "max_share_steps": 1_000_000,
+    "wear_visits": 1_000_000.0,
     "candidate_ratio": 1024,
 }
 """The contract's upper bounds, where the mathematics has none."""
+RETIRED_SELECTION = {"discount": "how fast evidence is forgotten is learned from the ledger"}
+"""Keys that runs of earlier versions hold, and why they are no more."""
+REWARD = "reward"
+"""What an objective calls the attempt's reward."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,12 @@ class RunConfig:
         reward_min: smallest reward; verifiers usually answer 0 or 1.
         reward_max: largest reward.
         pass_threshold: an attempt passes from this reward on; by default only a full reward does.
-        window_steps: policy steps whose counts are kept together; 5 is an eighth of the
-            default discount's half-life.
+        window_steps: policy steps whose counts are kept together; 5 is an eighth of those in which
+            evidence lost half its weight in a real GRPO trace.
         lease_ttl_s: a step of a large run takes minutes; an hour covers it with room.
         seed: every random choice derives from it and the request_id.
+        objective: weights of the reward and of channels in what prompts are judged by, as given;
+            empty is the pass.
     """
 
     selection: SelectionConfig = field(default_factory=SelectionConfig)
@@ -65,6 +72,7 @@ class RunConfig:
     lease_ttl_s: int = 3600
     seed: int = 0
     channels: tuple[ChannelConfig, ...] = ()
+    objective: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_selection(self.selection)
@@ -84,20 +92,35 @@ class RunConfig:
         for name in names:
             if names.count(name) > 1:
                 raise _refused("channels.name", repr(name), "declared once")
+        _check_objective(self.objective, names)
         attempts = self.selection.group_size * self.selection.reach_attempt_factor
         if attempts > MAX_SLOT_ATTEMPTS:
             raise _refused("group_size*reach_attempt_factor", attempts, f"<= {MAX_SLOT_ATTEMPTS}")
 
+    def objective_shares(self) -> list[tuple[str, float]]:
+        """The objective's weights by name, in the order of names, with the sum 1.
+
+        In one order, so that every server adds in it and gets the same to the last bit.
+        """
+        largest = max(self.objective.values(), default=1.0)
+        weights = {name: self.objective[name] / largest for name in sorted(self.objective)}
+        total = math.fsum(weights.values())
+        return [(name, weight / total) for name, weight in weights.items()]
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> RunConfig:
         """From plain data; absent keys take the defaults, `pass_threshold` that of `reward_max`.
+        Retired keys are dropped.
 
         Raises:
             InvalidRequestError: a value that is not allowed.
         """
         given = dict(values)
+        selection = given.get("selection", {})
         try:
-            given["selection"] = SelectionConfig.from_mapping(given.get("selection", {}))
+            given["selection"] = SelectionConfig.from_mapping(
+                {name: selection[name] for name in selection if name not in RETIRED_SELECTION}
+            )
         except InvalidInputError as error:
             raise InvalidRequestError(f"config.selection.{error}") from error
         given["channels"] = tuple(ChannelConfig(**c) for c in given.get("channels", ()))
@@ -138,6 +161,18 @@ def _check_selection(selection: SelectionConfig) -> None:
     if len(selection.domain_shares) > MAX_DOMAINS:
         shown = f"{len(selection.domain_shares)} domains"
         raise _refused("selection.domain_shares", shown, f"at most {MAX_DOMAINS}")
+
+
+def _check_objective(objective: Mapping[str, float], channels: Sequence[str]) -> None:
+    if REWARD in objective and REWARD in channels:
+        allowed = "another name: in the objective it is the attempt's reward"
+        raise _refused("channels.name", repr(REWARD), allowed)
+    for name, weight in objective.items():
+        if name not in (REWARD, *channels):
+            known = ", ".join((REWARD, *channels))
+            raise _refused(f"objective[{name}]", weight, f"of the reward or a channel: {known}")
+        if type(weight) not in (int, float) or not 0.0 < weight < math.inf:
+            raise _refused(f"objective[{name}]", weight, "finite and above 0")
 
 
 def _check_range(name: str, low: float, high: float) -> None:

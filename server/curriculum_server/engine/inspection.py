@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from curriculum import Band, Belief, Pool, classify_bands, credible_interval, pass_at_k, posterior
+from curriculum import Band, Belief, Pool, classify_bands, credible_interval, pass_at_k
 from curriculum_api.errors import InvalidRequestError, NotFoundError
 from curriculum_server.engine.mirror import Mirror
 from curriculum_server.engine.run import Run
@@ -83,12 +83,13 @@ async def believe(run: Run) -> Beliefs:
     """Everything believed now. Hold the run's lock from here to the last use."""
     await run.sync()
     mirror = run.mirror
-    pool = mirror.pool(mirror.policy_step, run.now_s())
-    prior = mirror.prior(pool)
-    belief = posterior(pool.successes_N, pool.failures_N, *prior.at(pool.domain_N))
+    pool, model = await run.pool(mirror.policy_step)
+    belief = pool.beliefs(model)
     selection = mirror.config.selection
     bands_N = classify_bands(belief, pool.attempts_N, selection.edge_low, selection.edge_high)
-    return Beliefs(mirror, pool, belief, bands_N, prior.mean_D, prior.concentration_D)
+    size_D = np.bincount(pool.domain_N, minlength=len(pool.domains))
+    prior_mean_D = np.bincount(pool.domain_N, pool.prior_means(model), len(pool.domains)) / size_D
+    return Beliefs(mirror, pool, belief, bands_N, prior_mean_D, model.prior.concentration_D)
 
 
 def band_counts(bands: NDArray[np.uint8]) -> Counts:

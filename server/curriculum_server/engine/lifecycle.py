@@ -15,7 +15,6 @@ from curriculum_api.errors import (
 )
 from curriculum_server.engine.run import LAYOUT_TRIES, Run
 from curriculum_server.store.batches import encode_records
-from curriculum_server.store.columns import column_names
 from curriculum_server.store.commit import Change, commit
 from curriculum_server.store.document import CheckpointMark, Document
 from curriculum_server.store.load import load_leased, load_record
@@ -145,7 +144,7 @@ def _dropping(
 ) -> Change:
     """Drops the leases and all that windows and checkpoints after the mark hold."""
     dropped = [w.window for w in run.mirror.document.windows if w.window > mark.window]
-    names = column_names([c.name for c in run.mirror.config.channels])
+    names = run.mirror.document.column_names
     fields = {f"{name}:{w}": "" for w in dropped for name in ("groups", "mixed")}
     return Change(
         reload=True,

@@ -13,22 +13,31 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from curriculum import Pool, Prior, discount_weights, discounted_counts
+from curriculum import Block, Model, Pool
 from curriculum_api.errors import CorruptStateError
 from curriculum_server.engine.catalog import Catalog
 from curriculum_server.engine.config import RunConfig
 from curriculum_server.store.batches import CLOSED, INDEX_DTYPE
-from curriculum_server.store.columns import ATTEMPTS, PASSES, SERVED, cell_dtype, cell_limits
+from curriculum_server.store.columns import (
+    ATTEMPTS,
+    FIXED_POINT_SCALE,
+    OBJECTIVE,
+    OBJECTIVE_SQ,
+    PASSES,
+    SERVED,
+    TOKENS,
+    cell_dtype,
+    cell_limits,
+)
 from curriculum_server.store.document import Document
 from curriculum_server.store.load import Header, Snapshot
 from curriculum_server.store.reports import decode_deltas
 from curriculum_server.store.windows import Window, blocks, covering
 
-KEPT_STEPS = 2
-"""Policy steps whose discounted counts are kept: the one in use and the one to come."""
+TOTALS = (ATTEMPTS, TOKENS)
+"""Columns of which selection needs the sum over all windows."""
 
 Cells = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 @dataclass
@@ -53,14 +62,13 @@ class Mirror:
     """By (window, name), (N,); a column that nothing was added to is absent."""
     lease_N: Cells
     """Second at which each prompt's lease runs out."""
-    attempts_N: Cells
-    """(N,) attempts ever counted."""
+    totals: dict[str, Cells]
+    """By name of `TOTALS`, (N,) sums over all windows; one that nothing was added to is absent."""
     last_served_step_N: Cells
     """(N,) policy step of the last serving to a trainer; -1 where there was none."""
-    _counts: dict[int, tuple[Floats, Floats]] = field(default_factory=dict)
-    _closed: tuple[Floats, Floats] | None = None
-    """Discounted counts of all windows but the newest."""
-    _priors: dict[int, Prior] = field(default_factory=dict)
+    _model: Model | None = field(default=None)
+    """Fitted on the blocks as they are."""
+    _zeros_N: Cells = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
     def from_snapshot(cls, catalog: Catalog, snapshot: Snapshot) -> Mirror:
@@ -84,7 +92,7 @@ class Mirror:
             event_id=header.event_id,
             columns={},
             lease_N=np.zeros(count, np.int64),
-            attempts_N=np.zeros(count, np.int64),
+            totals={},
             last_served_step_N=np.full(count, -1, np.int64),
         )
         with _within_the_pool():
@@ -98,7 +106,8 @@ class Mirror:
                 np.maximum.at(self.last_served_step_N, pairs[:, 0], pairs[:, 1])
             else:
                 self._add(window, name, _cells(blob, cell_dtype(name), len(self.catalog)))
-        self.attempts_N = self.total(ATTEMPTS)
+        held = {column for _, column in self.columns}
+        self.totals = {name: self.total(name) for name in TOTALS if name in held}
         for batch in snapshot.batches:
             index_K = batch.record.slots["index"][batch.progress_B < CLOSED].astype(np.int64)
             held_K = self.lease_N[index_K]
@@ -118,8 +127,7 @@ class Mirror:
         columns, self.columns = self.columns, {}
         for (window, name), cells in columns.items():
             self._add(window, name, cells)
-        self._closed = None
-        self._touch()
+        self._model = None
 
     def apply(self, event: Mapping[bytes, bytes]) -> bool:
         """Fold one event in; False when it is a change of layout, which must be read. The caller
@@ -156,31 +164,60 @@ class Mirror:
         parts = [cells for (_, column), cells in self.columns.items() if column == name]
         return np.sum(parts, axis=0) if parts else np.zeros(len(self.lease_N), np.int64)
 
+    @property
+    def attempts_N(self) -> Cells:
+        """(N,) attempts ever counted."""
+        return self.totals.get(ATTEMPTS, self._nothing_N())
+
     def pool(self, policy_step: int, now_s: int) -> Pool:
         """What selection sees at a policy step."""
         self._grow()
+        features = self.catalog.features
         return Pool(
-            *self._discounted_counts(policy_step),
-            self.attempts_N,
-            self.catalog.domain_N,
-            tuple(self.catalog.domains),
-            self.last_served_step_N,
-            self.free_N(now_s),
-            policy_step,
+            blocks=tuple(self._block(window, policy_step) for window in self.windows),
+            attempts_N=self.attempts_N,
+            domain_N=self.catalog.domain_N,
+            domains=tuple(self.catalog.domains),
+            last_served_step_N=self.last_served_step_N,
+            free_N=self.free_N(now_s),
+            policy_step=policy_step,
+            features_NK=features.values_NK if features is not None and features.names else None,
+            tokens_N=self.totals.get(TOKENS),
         )
+
+    def model(self, pool: Pool) -> Model:
+        """Fitted on the pool's closed blocks; kept until they change. It does not depend on the
+        policy step."""
+        if self._model is None:
+            self._model = pool.fit()
+        return self._model
+
+    def _block(self, window: Window, policy_step: int) -> Block:
+        is_newest = window.window == self.windows[-1].window
+        last_step = min(window.last_step, policy_step) if is_newest else window.last_step
+        is_graded = bool(self.config.objective)
+        return Block(
+            mid_step=(window.first_step + max(last_step, window.first_step)) / 2,
+            attempts_N=self._cells(window, ATTEMPTS),
+            passes_N=self._cells(window, OBJECTIVE if is_graded else PASSES),
+            squares_N=self._cells(window, OBJECTIVE_SQ) if is_graded else None,
+            unit=float(FIXED_POINT_SCALE) if is_graded else 1.0,
+        )
+
+    def _cells(self, window: Window, name: str) -> Cells:
+        """A column without a copy of zeros for each that is absent."""
+        return self.columns.get((window.window, name), self._nothing_N())
+
+    def _nothing_N(self) -> Cells:
+        if len(self._zeros_N) != len(self.lease_N):
+            self._zeros_N = np.zeros(len(self.lease_N), np.int64)
+        return self._zeros_N
 
     def free_N(self, now_s: int) -> NDArray[np.bool_]:
         """(N,) whether each prompt is leased by nobody."""
         self._grow()
         free: NDArray[np.bool_] = self.lease_N <= now_s
         return free
-
-    def prior(self, pool: Pool) -> Prior:
-        """The prior on the pool's counts; kept until they change."""
-        step = pool.policy_step
-        if step not in self._priors:
-            self._priors[step] = pool.fit_prior()
-        return self._priors[step]
 
     def _grow(self) -> None:
         """Give the arrays the catalog's length. When they are used, and not with every chunk that
@@ -190,58 +227,26 @@ class Mirror:
             return
         self.columns = {at: _grown(cells, count) for at, cells in self.columns.items()}
         self.lease_N = _grown(self.lease_N, count)
-        self.attempts_N = _grown(self.attempts_N, count)
+        self.totals = {name: _grown(cells, count) for name, cells in self.totals.items()}
         self.last_served_step_N = _grown(self.last_served_step_N, count, fill=-1)
-        self._closed = None
-        self._touch()
-
-    def _discounted_counts(self, policy_step: int) -> tuple[Floats, Floats]:
-        if policy_step not in self._counts:
-            while len(self._counts) >= KEPT_STEPS:
-                oldest = next(iter(self._counts))
-                self._priors.pop(oldest, None)
-                self._counts.pop(oldest)
-            self._counts[policy_step] = self._discount(policy_step)
-        return self._counts[policy_step]
-
-    def _discount(self, policy_step: int) -> tuple[Floats, Floats]:
-        """Closed windows are added up once, as of the last step of the last of them, and fade
-        together; for a step before that, and for the newest window, each counts by itself."""
-        *closed, newest = self.windows
-        if not closed or policy_step < closed[-1].last_step:
-            return self._sum(self.windows, policy_step)
-        if self._closed is None:
-            self._closed = self._sum(closed, closed[-1].last_step)
-        age = policy_step - closed[-1].last_step
-        fade = self.config.selection.discount**age
-        successes_N, failures_N = self._sum([newest], policy_step)
-        return fade * self._closed[0] + successes_N, fade * self._closed[1] + failures_N
-
-    def _sum(self, windows: Sequence[Window], policy_step: int) -> tuple[Floats, Floats]:
-        used = [w for w in windows if (w.window, ATTEMPTS) in self.columns]
-        if not used:
-            return np.zeros(len(self.lease_N)), np.zeros(len(self.lease_N))
-        mid_W = np.array([(w.first_step + min(w.last_step, policy_step)) / 2 for w in used])
-        weights_W = discount_weights(mid_W, policy_step, self.config.selection.discount)
-        attempts = [self.columns[w.window, ATTEMPTS] for w in used]
-        passes = [self.column(w.window, PASSES) for w in used]
-        return discounted_counts(attempts, passes, weights_W)
+        self._model = None
 
     def _apply_report(self, event: Mapping[bytes, bytes]) -> None:
         window = covering(self.windows, int(event[b"window"])).window
-        if window != self.windows[-1].window:
-            self._closed = None
+        if window != self.windows[-1].window or len(self.windows) == 1:
+            self._model = None
         index_K, deltas = decode_deltas(event[b"columns"], event[b"deltas"])
         for name, amounts_K in deltas.items():
             cells = self.column(window, name)
             cells[index_K] = np.clip(cells[index_K] + amounts_K, *cell_limits(name))
             self.columns[window, name] = cells
-        self.attempts_N[index_K] += deltas[ATTEMPTS]
+            if name in TOTALS:
+                self.totals.setdefault(name, np.zeros(len(self.lease_N), np.int64))
+                self.totals[name][index_K] += amounts_K
         self._set_leases(_indices(event[b"completed"]), event, 0)
         done, mixed = self.groups.get(window, (0, 0))
         self.groups[window] = (done + int(event[b"groups"]), mixed + int(event[b"mixed"]))
         self.policy_step = max(self.policy_step, int(event[b"step"]))
-        self._touch()
 
     def _apply_claim(self, event: Mapping[bytes, bytes]) -> None:
         self.claims += 1
@@ -256,10 +261,6 @@ class Mirror:
         of a batch that leased the prompt after this one had expired."""
         held = indices[self.lease_N[indices] == int(event[b"before"])]
         self.lease_N[held] = expire_s
-
-    def _touch(self) -> None:
-        self._counts.clear()
-        self._priors.clear()
 
 
 @contextmanager

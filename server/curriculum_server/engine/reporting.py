@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from curriculum_api.errors import (
     AlreadyExistsError,
@@ -18,12 +17,11 @@ from curriculum_api.errors import (
     OverloadedError,
     StateError,
 )
-from curriculum_server.engine.config import RunConfig
+from curriculum_server.engine.counting import Attempts, advance_batch, count_deltas
 from curriculum_server.engine.run import Run
-from curriculum_server.store import batches, columns
-from curriculum_server.store.batches import BatchRecord, OpenBatch
+from curriculum_server.store import batches
+from curriculum_server.store.batches import OpenBatch
 from curriculum_server.store.reports import (
-    Advance,
     Deltas,
     Receipt,
     ReportReply,
@@ -35,19 +33,6 @@ REPORT_TRIES = 256
 """Each try that misses is another server's report that hit; a try costs about a millisecond."""
 KEPT_BATCHES = 256
 """Batches whose slots are kept in memory per run: what is in flight, with room."""
-
-
-@dataclass(frozen=True)
-class Attempts:
-    """Reported attempts as columns of K rows.
-
-    tokens_K is None when no token counts were given.
-    """
-
-    slots_K: NDArray[np.int64]
-    rewards_K: NDArray[np.float32]
-    tokens_K: NDArray[np.int64] | None
-    channels: Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -184,22 +169,6 @@ async def _refresh(run: Run, batch: Batch) -> bool:
     return state.born != before.born or not np.array_equal(state.progress_B, before.progress_B)
 
 
-def advance_batch(batch: OpenBatch, deltas: Deltas) -> Advance | None:
-    """How far the attempts bring their batch; None when a slot does not take as many."""
-    slot_K = deltas.slot_B
-    before_K = batch.progress_B[slot_K].astype(np.int64)
-    attempts_K = (before_K % batches.CLOSED >> 16) + deltas.attempts_B
-    passes_K = before_K % (1 << 16) + deltas.passes_B
-    allotted_K = batch.record.slots["attempt_count"][slot_K]
-    if np.any((before_K >= batches.CLOSED) | (attempts_K > allotted_K)):
-        return None
-    full_K = attempts_K == allotted_K
-    after_B = batch.progress_B.copy()
-    after_B[slot_K] = attempts_K << 16 | passes_K | np.where(full_K, batches.CLOSED, 0)
-    mixed_K = full_K & (passes_K > 0) & (passes_K < attempts_K)
-    return Advance(after_B, deltas.index_B[full_K], int(mixed_K.sum()))
-
-
 def _too_many(batch: OpenBatch, deltas: Deltas) -> StateError:
     """Names the first slot that does not take as many attempts."""
     slots = batch.record.slots
@@ -219,56 +188,6 @@ def _too_many(batch: OpenBatch, deltas: Deltas) -> StateError:
 def report_digest(content: bytes) -> bytes:
     """16 bytes that differ when a report's content differs."""
     return hashlib.blake2b(content, digest_size=16).digest()
-
-
-def count_deltas(attempts: Attempts, record: BatchRecord, config: RunConfig) -> Deltas:
-    """What the attempts add to the ledger.
-
-    Raises:
-        InvalidRequestError: a slot, reward or channel value that is not allowed.
-    """
-    slot_count = len(record.slots)
-    slots_K = attempts.slots_K
-    if slots_K.max(initial=-1) >= slot_count:
-        row = int(np.argmax(slots_K >= slot_count))
-        raise InvalidRequestError(
-            f"outcomes.slots[{row}]={slots_K[row]}: must be in [0, {slot_count - 1}] "
-            f"in batch {record.batch_id!r}"
-        )
-    _check_range("outcomes.rewards", attempts.rewards_K, config.reward_min, config.reward_max)
-    passed_K = attempts.rewards_K >= np.float32(config.pass_threshold)
-    counts = {
-        columns.ATTEMPTS: np.bincount(slots_K, minlength=slot_count),
-        columns.PASSES: np.bincount(slots_K[passed_K], minlength=slot_count),
-    }
-    for name, amount_K in _amounts(attempts, passed_K, config).items():
-        if amount_K.any():
-            counts[name] = np.bincount(slots_K, amount_K, slot_count).astype(np.int64)
-    used_B = np.flatnonzero(counts[columns.ATTEMPTS])
-    return Deltas(
-        slot_B=used_B,
-        index_B=record.slots["index"][used_B].astype(np.int64),
-        attempts_B=counts[columns.ATTEMPTS][used_B],
-        passes_B=counts[columns.PASSES][used_B],
-        columns={name: amounts_B[used_B] for name, amounts_B in counts.items()},
-    )
-
-
-def _amounts(
-    attempts: Attempts, passed_K: NDArray[np.bool_], config: RunConfig
-) -> dict[str, NDArray[np.float64]]:
-    """What each attempt adds to the columns beside attempts and passes; whole numbers."""
-    low, high = config.reward_min, config.reward_max
-    position_K = (attempts.rewards_K.astype(np.float64) - low) / (high - low)
-    amounts_K = {}
-    if not np.array_equal(position_K, passed_K):
-        amounts_K[columns.REWARD_EXCESS] = _fixed_point(position_K - passed_K)
-        amounts_K[columns.REWARD_SQ_EXCESS] = _fixed_point(position_K**2 - passed_K)
-    if attempts.tokens_K is not None:
-        amounts_K[columns.TOKENS] = attempts.tokens_K.astype(np.float64)
-    for name, values_K in attempts.channels.items():
-        amounts_K[columns.channel(name)] = _channel_position(name, values_K, config)
-    return amounts_K
 
 
 async def release_batch(run: Run, cache: BatchCache, timeline: int, batch_id: str) -> int:
@@ -334,31 +253,6 @@ def _accepted(request: ReportRequest, reply: ReportReply) -> Receipt:
             "a new report needs a new request_id"
         )
     return reply.receipt
-
-
-def _channel_position(
-    name: str, values_K: NDArray[np.float32], config: RunConfig
-) -> NDArray[np.float64]:
-    declared = {channel.name: channel for channel in config.channels}
-    if name not in declared:
-        allowed = ", ".join(declared) or "none: the run declares no channels"
-        raise InvalidRequestError(f"outcomes.channels[{name}]: must be one of {allowed}")
-    low, high = declared[name].min_value, declared[name].max_value
-    _check_range(f"outcomes.channels[{name}].values", values_K, low, high)
-    return _fixed_point((values_K.astype(np.float64) - low) / (high - low))
-
-
-def _check_range(name: str, values_K: NDArray[np.float32], low: float, high: float) -> None:
-    inside_K = (values_K >= np.float32(low)) & (values_K <= np.float32(high))  # false for NaN
-    if not inside_K.all():
-        row = int(np.argmin(inside_K))
-        raise InvalidRequestError(
-            f"{name}[{row}]={values_K[row]:g}: must be in [{low:g}, {high:g}]"
-        )
-
-
-def _fixed_point(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.rint(values * columns.FIXED_POINT_SCALE)
 
 
 def _no_batch(batch_id: str, timeline: int) -> NotFoundError:

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from curriculum import Pool, Prior
+from curriculum import Model, Pool
 from curriculum_api.errors import (
     ConflictError,
     CorruptStateError,
@@ -19,9 +19,9 @@ from curriculum_api.errors import (
 from curriculum_api.limits import MAX_POLICY_STEP
 from curriculum_server import metrics
 from curriculum_server.engine.catalog import Catalog
+from curriculum_server.engine.features import prepare_features
 from curriculum_server.engine.mirror import Mirror
 from curriculum_server.store.batches import BatchRecord
-from curriculum_server.store.columns import column_names
 from curriculum_server.store.commit import Change, commit
 from curriculum_server.store.connection import Redis
 from curriculum_server.store.document import Document
@@ -123,7 +123,7 @@ class Run:
         known = None if went_back else self._mirror
         same = known is not None and known.document.create_ms == header.document.create_ms
         catalog = known.catalog if known is not None and same else Catalog()
-        names = column_names([c["name"] for c in header.document.config["channels"]])
+        names = header.document.column_names
         snapshot = await load_snapshot(self.redis, self.keys, names)
         if snapshot is None:
             raise await self._gone()
@@ -146,7 +146,7 @@ class Run:
             groups = header.document.merges() if header else []
             if not header or not groups:
                 return
-            names = column_names([c["name"] for c in header.document.config["channels"]])
+            names = header.document.column_names
             if not await merge(self.redis, self.keys, header, groups[0], names):
                 return
             async with self.lock:
@@ -197,9 +197,10 @@ class Run:
             await self.change_layout(add_window)
         return window
 
-    async def pool(self, policy_step: int) -> tuple[Pool, Prior]:
+    async def pool(self, policy_step: int) -> tuple[Pool, Model]:
         """What selection sees at a step, computed off the event loop when the pool is large. The
         caller holds the lock."""
+        await prepare_features(self.mirror.catalog)
         if len(self.mirror.catalog) > THREAD_POOL_SIZE:
             work = asyncio.ensure_future(asyncio.to_thread(self._pool, policy_step))
             try:
@@ -209,9 +210,9 @@ class Run:
                 raise
         return self._pool(policy_step)
 
-    def _pool(self, policy_step: int) -> tuple[Pool, Prior]:
+    def _pool(self, policy_step: int) -> tuple[Pool, Model]:
         pool = self.mirror.pool(policy_step, self.now_s())
-        return pool, self.mirror.prior(pool)
+        return pool, self.mirror.model(pool)
 
     def check_step(self, step: int) -> None:
         """Refuse a policy step that cannot be meant."""

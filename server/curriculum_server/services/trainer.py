@@ -25,11 +25,17 @@ class TrainerService:
         self._engine = engine
 
     async def NextBatch(self, request: pb.NextBatchRequest) -> bytes:
+        request_id = validate.request_id(request.request_id)
+        count = validate.count("prompt_count", request.prompt_count, 1, MAX_BATCH_PROMPTS)
+        budget = None
+        if request.HasField("rollout_budget"):
+            budget = validate.rollout_budget(request.rollout_budget, count)
         wanted = BatchRequest(
-            request_id=validate.request_id(request.request_id),
-            prompt_count=validate.count("prompt_count", request.prompt_count, 1, MAX_BATCH_PROMPTS),
+            request_id=request_id,
+            prompt_count=count,
             policy_step=request.policy_step,
             timeline=request.timeline if request.HasField("timeline") else None,
+            rollout_budget=budget,
         )
         return await batches.lease(self._engine, validate.run_id(request.run_id), wanted)
 

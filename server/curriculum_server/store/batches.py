@@ -6,6 +6,9 @@ tell it from a batch of the same name that was forgotten) and `progress`, a u32 
 
     bit 31 closed (all attempts reported, or released) | bits 16–30 attempts | bits 0–15 passes
 
+In a run with an objective bits 0–15 tell instead whether its attempts differ in it: they are the
+objective of every attempt so far, in fixed point and so at most 16,384, or `MIXED`.
+
 A prompt is leased while it is in an open slot of a batch that has not expired. That no two batches
 lease one prompt follows from one rule: whoever leases prompts, or prolongs leases, must have seen
 every lease before (`claims` counts them, and the script compares).
@@ -37,7 +40,6 @@ SLOT_DTYPE = np.dtype(
         ("pass_rate_high", ">f4"),
     ]
 )
-MAX_SLOT_ATTEMPTS = (1 << 15) - 1
 _HEADER = struct.Struct(">16sIII")
 _LENGTHS = struct.Struct(">II")
 RECORD_GRACE_S = 3600
@@ -45,6 +47,8 @@ RECORD_GRACE_S = 3600
 
 CLOSED = 1 << 31
 """Set in the progress of a slot that takes no more attempts."""
+MIXED = (1 << 16) - 1
+"""In the low bits of a slot's progress: its attempts differ in the run's objective."""
 INDEX_DTYPE = np.dtype(">u4")
 
 Progress = NDArray[np.uint32]

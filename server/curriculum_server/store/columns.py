@@ -3,6 +3,9 @@
 `reward_excess` and `reward_sq_excess` hold what a reward adds to the plain count of passes: the sum
 of (x - pass) and (x² - pass), x being the reward's position in the run's range. Rewards of 0 and 1
 add nothing, so runs with a binary verifier neither write nor store these columns.
+
+`objective` and `objective_sq` hold the sums of y and y², y in [0, 1] being an attempt's objective.
+Runs whose objective is the pass do not have them.
 """
 
 from __future__ import annotations
@@ -16,12 +19,15 @@ PASSES = "passes"
 REWARD_EXCESS = "reward_excess"
 REWARD_SQ_EXCESS = "reward_sq_excess"
 TOKENS = "tokens"
+OBJECTIVE = "objective"
+OBJECTIVE_SQ = "objective_sq"
 SERVED = "served"
 """Not a column but a log of servings: packed pairs of prompt index and policy step."""
 
 SIGNED = frozenset({REWARD_EXCESS, REWARD_SQ_EXCESS})
 FIXED_POINT_SCALE = 1 << 14
-"""Resolution of rewards and channels; a u32 cell then holds 262,144 attempts at full scale."""
+"""Resolution of rewards, channels and objectives; a u32 cell then holds 262,144 attempts at full
+scale."""
 
 
 def channel(name: str) -> str:
@@ -39,7 +45,8 @@ def cell_limits(name: str) -> tuple[int, int]:
     return (-(1 << 31), (1 << 31) - 1) if name in SIGNED else (0, (1 << 32) - 1)
 
 
-def column_names(channels: Sequence[str]) -> list[str]:
+def column_names(channels: Sequence[str], *, has_objective: bool = False) -> list[str]:
     """Every key that a window of a run with these channels may have, the log of servings last."""
     counts = [ATTEMPTS, PASSES, REWARD_EXCESS, REWARD_SQ_EXCESS, TOKENS]
-    return [*counts, *map(channel, channels), SERVED]
+    objective = [OBJECTIVE, OBJECTIVE_SQ] if has_objective else []
+    return [*counts, *objective, *map(channel, channels), SERVED]

@@ -12,10 +12,12 @@ from typing import Any
 
 from curriculum_api.errors import StateError
 from curriculum_api.limits import MAX_CHECKPOINTS
+from curriculum_server.store.columns import column_names
 from curriculum_server.store.windows import Window, mergeable, merged
 
-SCHEMA_VERSION = 2
-"""1 knew neither merged windows nor the batches that a checkpoint keeps."""
+SCHEMA_VERSION = 3
+"""1 knew neither merged windows nor the batches that a checkpoint keeps; 2 had no objectives and a
+`discount` in its configuration."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Document:
         values = json.loads(text)
         if values["schema"] == 1:
             values = _from_version_1(values)
+        if values["schema"] == 2:
+            values["schema"] = 3  # what is new in the configuration has defaults there
         if values["schema"] != SCHEMA_VERSION:
             raise StateError(
                 f"schema={values['schema']}: must be at most {SCHEMA_VERSION}; the store was "
@@ -68,6 +72,12 @@ class Document:
         if values.get("resumed"):
             values["resumed"] = CheckpointMark(**values["resumed"])
         return cls(**values)
+
+    @property
+    def column_names(self) -> list[str]:
+        """Every key that a window may have, the log of servings last."""
+        channels = [channel["name"] for channel in self.config["channels"]]
+        return column_names(channels, has_objective=bool(self.config.get("objective")))
 
     @property
     def kept_batches(self) -> set[int]:

@@ -10,6 +10,8 @@ from typing import Any
 
 from curriculum_server.store.columns import (
     ATTEMPTS,
+    OBJECTIVE,
+    OBJECTIVE_SQ,
     PASSES,
     REWARD_EXCESS,
     REWARD_SQ_EXCESS,
@@ -37,7 +39,8 @@ class Kind(Enum):
     PAYLOAD = (r"payload:(?P<number>\d{1,10})", "string", True)
     COLUMN = (
         rf"w:(?P<number>\d{{1,10}}):(?P<column>{ATTEMPTS}|{PASSES}|{REWARD_EXCESS}|"
-        rf"{REWARD_SQ_EXCESS}|{TOKENS}|{SERVED}|ch:[a-z0-9_]{{1,64}})",
+        rf"{REWARD_SQ_EXCESS}|{TOKENS}|{OBJECTIVE}|{OBJECTIVE_SQ}|{SERVED}|"
+        r"ch:[a-z0-9_]{1,64})",
         "string",
         True,
     )

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from curriculum_api.errors import InvalidRequestError
-from curriculum_server.store.columns import SERVED, column_names
+from curriculum_server.store.columns import SERVED
 from curriculum_server.store.document import Document
 from curriculum_server.store.inventory import Kind, identify
 from curriculum_server.store.keys import RunKeys
@@ -109,8 +109,7 @@ def items(keys: RunKeys, document: Document) -> list[Item]:
         catalog, payload = keys.catalog(chunk), keys.payload(chunk)
         found.append(Item(((f"prompts/{chunk}/catalog", catalog),), required=True))
         found.append(Item(((f"prompts/{chunk}/payload", payload),), required=True))
-    names = column_names([channel["name"] for channel in document.config["channels"]])
-    size = CELL_BYTES * document.prompt_count
+    names, size = document.column_names, CELL_BYTES * document.prompt_count
     for window in document.windows:
         number = window.window
         parts = [(f"windows/{number}/{name}", keys.column(number, name)) for name in names]

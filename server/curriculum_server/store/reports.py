@@ -82,6 +82,8 @@ class Deltas:
     passes_B: NDArray[np.int64]
     columns: Mapping[str, Amounts]
     """By column name, the amounts added to `index_B`'s cells."""
+    objective_B: NDArray[np.int64] | None = None
+    """In a run with an objective, each slot's: that of all its attempts, or `MIXED`."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ def run(open_run, stubs):
         window_steps=2,
         selection={"group_size": 4},
         channels=[run_pb2.Channel(name="entropy", min_value=0, max_value=1)],
+        objective={"reward": 1.0},
     )
     for step in range(4):
         run.play(step, count=4, passes=1)
@@ -94,6 +95,10 @@ def repeat_chunk(store, keys):
 MENDED = {
     "run_not_listed": lambda s, k: s.zrem("cur:runs", k.prefix[5:-2]),
     "passes_exceed_attempts": lambda s, k: s.setrange(k("w:1:passes"), 8, b"\0\0\1\0"),
+    "objective_exceeds_attempts": lambda s, k: s.setrange(k("w:1:objective"), 8, b"\0\x0f\0\0"),
+    "objective_exceeds_attempts with its square": lambda s, k: s.setrange(
+        k("w:1:objective_sq"), 8, b"\0\x0f\0\0"
+    ),
     "column_broken": lambda s, k: s.append(k("w:0:passes"), b"x"),
     "column_too_long": lambda s, k: s.setrange(k("w:0:tokens"), 21 * 4, b"\0\0\0\1"),
     "column_orphaned": lambda s, k: s.set(k("w:77:attempts"), b"\0\0\0\1"),
@@ -192,6 +197,18 @@ def test_a_key_of_another_type_is_named(run, stubs, store):
     store.set(keys.meta, "x")
     assert "key_of_wrong_type" in kinds(look(stubs, run.run_id))
     store.delete(keys.meta)
+
+
+def test_an_objectives_column_in_a_run_without_one_is_an_orphan(open_run, stubs, store):
+    run = open_run(4)
+    run.play(0)
+    store.set(Keys(store, run)("w:0:objective_sq"), b"\0\0\0\1")
+    (finding,) = found = look(stubs, run.run_id)
+    assert finding.kind == "column_orphaned"
+    assert "is of an objective, which the run does not have" in finding.problem
+    mend(store, found)
+    assert look(stubs, run.run_id) == []
+    run.delete()
 
 
 def test_a_saturated_cell_is_a_warning(run, stubs, store):
