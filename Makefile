@@ -43,7 +43,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check lint types contract deployment protos bench bench-overload fuzz chaos bench-pool bench-replay bench-worlds format constraints clean
+.PHONY: help demo test check lint types contract deployment protos bench bench-overload fuzz chaos bench-pool bench-replay bench-worlds bench-learn format constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -137,6 +137,9 @@ bench-replay: $(VENV)/.dev ## set up, then replay a recorded run: make bench-rep
 
 bench-worlds: $(VENV)/.dev ## set up, then compare methods on simulated learners; ARGS=--quick
 	@$(BIN)/python -m tests.bench.worlds $(ARGS)
+
+bench-learn: $(VENV)/.dev ## set up, then compare methods on a small model that learns; ARGS=--quick
+	@$(BIN)/python -m tests.bench.learn $(ARGS)
 
 chaos: $(VENV)/.dev ## set up, then inject faults under load and count what is lost
 	@$(BIN)/python -m tests.chaos.main $(ARGS)
