@@ -4,17 +4,18 @@ Pure functions of their arguments: no clock, no I/O, no global random state.
 """
 
 from curriculum.bands import Band, classify_bands, settled
-from curriculum.belief import Belief, posterior
+from curriculum.belief import Belief
 from curriculum.beta import beta_cdf, beta_quantile
 from curriculum.compose import compose_batch, warm_up
 from curriculum.config import SelectionConfig
-from curriculum.counts import discount_weights, discounted_counts
 from curriculum.errors import InvalidInputError
+from curriculum.evidence import Block
 from curriculum.interval import credible_interval
-from curriculum.mixed import mixed_probability, mixed_probability_at, optimistic_score
+from curriculum.mixed import mixed_probability, mixed_probability_at
+from curriculum.model import Model, fit_model
 from curriculum.pass_at_k import pass_at_k
 from curriculum.pool import Pool, Reason, Selection
-from curriculum.prior import Prior, fit_domain_prior
+from curriculum.prior import Prior, fit_prior
 from curriculum.probing import select_probes
 from curriculum.strategies import STRATEGIES
 
@@ -22,7 +23,9 @@ __all__ = [
     "STRATEGIES",
     "Band",
     "Belief",
+    "Block",
     "InvalidInputError",
+    "Model",
     "Pool",
     "Prior",
     "Reason",
@@ -33,14 +36,11 @@ __all__ = [
     "classify_bands",
     "compose_batch",
     "credible_interval",
-    "discount_weights",
-    "discounted_counts",
-    "fit_domain_prior",
+    "fit_model",
+    "fit_prior",
     "mixed_probability",
     "mixed_probability_at",
-    "optimistic_score",
     "pass_at_k",
-    "posterior",
     "select_probes",
     "settled",
     "warm_up",

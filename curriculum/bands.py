@@ -32,7 +32,7 @@ def classify_bands(belief: Belief, attempts_N: Ints, edge_low: float, edge_high:
 
     Args:
         belief: N beliefs.
-        attempts_N: (N,) attempts ever made, undiscounted.
+        attempts_N: (N,) attempts ever made.
         edge_low: in (0, edge_high).
         edge_high: in (edge_low, 1).
 

@@ -1,17 +1,21 @@
 """Composing a batch: reserves, domain shares, the strategy's choice, and what to do when dry."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from curriculum.arrays import Ints
+from curriculum.allocate import allocate_attempts, attempts_for_first_pass
+from curriculum.arrays import Bytes, Ints
 from curriculum.bands import Band, classify_bands
+from curriculum.belief import Belief
 from curriculum.config import SelectionConfig
 from curriculum.draft import Draft
 from curriculum.errors import require
 from curriculum.interval import credible_interval
+from curriculum.model import Model
 from curriculum.pool import Pool, Reason, Selection
-from curriculum.prior import Prior
+from curriculum.shares import domain_shares
 from curriculum.strategies import STRATEGIES, Strategy
 from curriculum.strategies.base import Choice
 from curriculum.strategies.uniform import choose_longest_rested
@@ -20,6 +24,9 @@ _FILL = Strategy(choose=choose_longest_rested)
 # Reserves are looked for among this many random prompts per place: a band rarer than one prompt in
 # 64 gets fewer places than its share, which also keeps its few prompts from being worn out.
 _LOOKS_PER_PLACE, _LEAST_LOOKS = 64, 1024
+_LOOKS = 2048  # prompts that a strategy is shown before it draws
+_MOST_GROUPS = 4  # attempts that a budget may give one prompt, in groups
+_MOST_PROPOSED = 1 << 13  # at once: their temporaries stay in the second-level cache
 _FIRST_ACCEPTANCE = 0.3  # a guess for the first round; later rounds use what they saw
 _SPARE = 1.25  # proposals above the expected need, so that mostly one round suffices
 
@@ -30,18 +37,20 @@ class _Task:
 
     draft: Draft
     pool: Pool
-    prior: Prior
+    model: Model
     config: SelectionConfig
     strategy: Strategy
     rng: np.random.Generator
 
 
 def compose_batch(
-    prior: Prior,
+    model: Model,
     pool: Pool,
     config: SelectionConfig,
     prompt_count: int,
     rng: np.random.Generator,
+    *,
+    rollout_budget: int | None = None,
 ) -> Selection:
     """Choose up to `prompt_count` distinct free prompts; the same arguments give the same batch.
 
@@ -51,29 +60,32 @@ def compose_batch(
     smaller batch and says why.
 
     Args:
-        prior: fitted on the same counts.
+        model: fitted on the same blocks, see `Pool.fit`.
         pool: with the leases and servings of now.
         config: of the run.
         prompt_count: B >= 0.
         rng: every draw comes from it.
+        rollout_budget: attempts to spend on the batch in all, allotted by `allocate_attempts`;
+            prompts that get none are left out. None is a group for each.
 
     Raises:
-        InvalidInputError: a negative `prompt_count`.
+        InvalidInputError: a negative `prompt_count` or `rollout_budget`.
     """
     require(prompt_count >= 0, "prompt_count", prompt_count, ">= 0")
     strategy = STRATEGIES[config.strategy]
-    draft = Draft(pool, config, prompt_count, resting=strategy.reserves)
-    task = _Task(draft, pool, prior, config, strategy, rng)
+    shares = domain_shares(config, pool.domains, model)
+    draft = Draft(pool, config, prompt_count, resting=strategy.reserves, shares=shares)
+    task = _Task(draft, pool, model, config, strategy, rng)
     if strategy.reserves and len(pool):
         _reserve(task)
+    if shares:
+        _fill_shares(task, shares)
+        draft.waive_shares()
     _propose(task)
     _choose(task)
-    if config.domain_shares:
-        draft.waive_shares()
-        _choose(task)
     draft.waive_rest()
     _choose(replace(task, strategy=_FILL), Reason.FILL)
-    return _describe(task)
+    return _describe(task, rollout_budget)
 
 
 def _reserve(task: _Task) -> None:
@@ -86,7 +98,7 @@ def _reserve(task: _Task) -> None:
     looks = max(_LOOKS_PER_PLACE * (review + reach), _LEAST_LOOKS)
     seen = rng.integers(0, size, looks) if looks < size else rng.permutation(size)
     candidates = task.draft.open_among(seen)
-    belief = task.pool.belief_at(candidates, task.prior)
+    belief = task.pool.belief_at(candidates, task.model)
     attempts_C = task.pool.attempts_N[candidates]
     band_C = classify_bands(belief, attempts_C, config.edge_low, config.edge_high)
     for band, reason, count in (
@@ -104,18 +116,34 @@ def _propose(task: _Task) -> None:
     a place leaves exactly the draw without replacement, wherever one stops. It stops when that
     would cost more than to choose among all, which is left to `_choose`.
     """
-    weigh, rng = task.strategy.weigh, task.rng
-    if weigh is None:
+    rng = task.rng
+    if task.strategy.appraise is None or not len(task.pool) or not task.draft.missing_count:
         return
+    looked = task.draft.open_among(rng.integers(0, len(task.pool), _LOOKS))
+    if not len(looked):
+        return
+    count = task.draft.missing_count * _LOOKS // len(task.pool)
+    choice = Choice(task.pool, task.model, task.config, looked, count)
+    weigh = task.strategy.appraise(choice, rng)
     acceptance, budget = _FIRST_ACCEPTANCE, len(task.pool) // 2  # a proposal costs twice a pass
     while (missing := task.draft.missing_count) and acceptance > 0.0:
-        size = int(_SPARE * missing / acceptance) + 32
+        size = min(int(_SPARE * missing / acceptance) + 32, _MOST_PROPOSED)
         if (budget := budget - size) < 0:
             return
         proposed = task.draft.open_among(rng.integers(0, len(task.pool), size))
-        weights = weigh(task.pool.belief_at(proposed, task.prior), task.config)
-        accepted = proposed[rng.random(len(proposed)) < weights]
+        accepted = proposed[rng.random(len(proposed)) < weigh(proposed)]
         acceptance = task.draft.take(_first_occurrences(accepted), Reason.EDGE) / size
+
+
+def _fill_shares(task: _Task, shares: Mapping[str, float]) -> None:
+    """Fill the places that belong to a domain, or to the domains without a share of their own;
+    where there are none of these, their places wait for whoever comes."""
+    has_others = any(domain not in shares for domain in task.pool.domains)
+    held = 0 if has_others else int(task.draft.left_K[-1])
+    task.draft.left_K[-1] -= held
+    _propose(task)
+    _choose(task)
+    task.draft.left_K[-1] += held
 
 
 def _choose(task: _Task, reason: Reason | None = None) -> None:
@@ -127,31 +155,74 @@ def _choose(task: _Task, reason: Reason | None = None) -> None:
     for group in np.flatnonzero(draft.left_K).tolist():
         members, count = draft.of_group(candidates, group), int(draft.left_K[group])
         if count < len(members):
-            choice = Choice(task.pool, task.prior, task.config, members, count)
+            choice = Choice(task.pool, task.model, task.config, members, count)
             members = strategy.choose(choice, task.rng)
         draft.take(members, reason or (Reason.EDGE if strategy.reserves else Reason.UNIFORM))
 
 
-def _describe(task: _Task) -> Selection:
-    """The batch in random order, with what is believed of each prompt."""
-    pool, config = task.pool, task.config
+def _describe(task: _Task, rollout_budget: int | None) -> Selection:
+    """The batch in random order, with its attempts and what is believed of each prompt."""
+    pool, missing = task.pool, task.draft.missing_count
     indices_B, reasons_B = task.draft.taken()
     order = task.rng.permutation(len(indices_B))
     indices_B, reasons_B = indices_B[order], reasons_B[order]
-    known_B = pool.successes_N[indices_B] + pool.failures_N[indices_B] >= 1.0
-    reasons_B[(reasons_B == Reason.EDGE) & ~known_B] = Reason.EXPLORE
-    belief = pool.belief_at(indices_B, task.prior)
+    reasons_B[(reasons_B == Reason.EDGE) & (pool.attempts_N[indices_B] == 0)] = Reason.EXPLORE
+    belief = pool.belief_at(indices_B, task.model)
+    attempts_B = _attempts(task, indices_B, reasons_B, belief)
+    why = shortfall(len(indices_B), missing, pool)
+    if rollout_budget is not None:
+        attempts_B = _allot(task, indices_B, reasons_B, belief, rollout_budget)
+        kept = attempts_B > 0
+        if not kept.all():
+            why = f"{kept.sum()} of {len(kept) + missing}: rollout_budget={rollout_budget} is spent"
+        indices_B, reasons_B, attempts_B = indices_B[kept], reasons_B[kept], attempts_B[kept]
+        belief = Belief(belief.alpha_N[kept], belief.beta_N[kept])
     low_B, high_B = credible_interval(belief.alpha_N, belief.beta_N)
-    factor_B = np.where(reasons_B == Reason.REACH, config.reach_attempt_factor, 1)
     return Selection(
         indices_B=indices_B,
-        attempt_counts_B=config.group_size * factor_B,
+        attempt_counts_B=attempts_B,
         reasons_B=reasons_B,
         pass_rate_B=belief.mean,
         pass_rate_low_B=low_B,
         pass_rate_high_B=high_B,
-        shortfall=shortfall(len(indices_B), task.draft.missing_count, pool),
+        shortfall=why,
     )
+
+
+def _attempts(task: _Task, indices_B: Ints, reasons_B: Bytes, belief: Belief) -> Ints:
+    """A group for each; for long shots as many as show a pass with the chance wanted."""
+    config = task.config
+    attempts_B = np.full(len(indices_B), config.group_size, dtype=np.int64)
+    reach = np.flatnonzero(reasons_B == Reason.REACH)
+    attempts_B[reach] = attempts_for_first_pass(
+        Belief(belief.alpha_N[reach], belief.beta_N[reach]),
+        config.reach_chance,
+        least=config.group_size,
+        most=config.group_size * config.reach_attempt_factor,
+    )
+    return attempts_B
+
+
+def _allot(
+    task: _Task, indices_B: Ints, reasons_B: Bytes, belief: Belief, rollout_budget: int
+) -> Ints:
+    """The budget by marginal gain. Long shots have their attempts first, as far as their share of
+    the batch is one of the budget."""
+    config = task.config
+    attempts_B = _attempts(task, indices_B, reasons_B, belief)
+    reach_B = reasons_B == Reason.REACH
+    for_reach = int(rollout_budget * config.reach_share)
+    reach_B &= np.cumsum(np.where(reach_B, attempts_B, 0)) <= for_reach
+    rest = np.flatnonzero(~reach_B)
+    left = rollout_budget - int(attempts_B[reach_B].sum())
+    cost_B = task.pool.look(indices_B[rest], task.model).relative_cost() ** config.token_weight
+    attempts_B[rest] = allocate_attempts(
+        Belief(belief.alpha_N[rest], belief.beta_N[rest]),
+        left,
+        most=config.group_size * _MOST_GROUPS,
+        cost_B=cost_B,
+    )
+    return attempts_B
 
 
 def shortfall(served: int, missing: int, pool: Pool) -> str:
@@ -171,7 +242,7 @@ def _first_occurrences(indices_C: Ints) -> Ints:
 
 def warm_up() -> None:
     """Build the tables that a process's first batch would build otherwise, in about .4 s."""
-    one, counts = np.ones(1), np.ones(1, np.int64)
-    pool = Pool(one, one, counts, 0 * counts, ("",), -counts, one > 0, 0)
+    one = np.ones(1, np.int64)
+    pool = Pool((), one, 0 * one, ("",), -one, one > 0, 0)
     config = SelectionConfig()
-    compose_batch(pool.fit_prior(), pool, config, 1, np.random.default_rng(0))
+    compose_batch(pool.fit(), pool, config, 1, np.random.default_rng(0))

@@ -1,9 +1,13 @@
 """A batch while it is being composed."""
 
+from collections.abc import Mapping
+from functools import cached_property
+
 import numpy as np
 
 from curriculum.arrays import Bytes, Ints
 from curriculum.config import SelectionConfig
+from curriculum.evidence import Block, gather
 from curriculum.pool import Pool, Reason
 
 _NEVER_RESTING = np.iinfo(np.int64).max
@@ -18,14 +22,22 @@ class Draft:
     """
 
     def __init__(
-        self, pool: Pool, config: SelectionConfig, prompt_count: int, *, resting: bool
+        self,
+        pool: Pool,
+        config: SelectionConfig,
+        prompt_count: int,
+        *,
+        resting: bool,
+        shares: Mapping[str, float],
     ) -> None:
         self._pool = pool
+        self._cap = config.max_share if resting else 1.0
+        self._cap_steps = config.max_share_steps
         self._free_N = pool.free_N.copy()
         rest_steps = min(config.rest_steps, len(pool) // (_RESTING_SHARE * max(prompt_count, 1)))
         rested_step = max(pool.policy_step - rest_steps, -1)  # -1: never served is rested
         self._latest_step = rested_step if resting and rest_steps else _NEVER_RESTING
-        self._group_D, self.left_K = domain_places(pool.domains, config, prompt_count)
+        self._group_D, self.left_K = domain_places(pool.domains, shares, prompt_count)
         self._indices: list[Ints] = []
         self._reasons: list[Bytes] = []
 
@@ -37,11 +49,27 @@ class Draft:
     def open_among(self, candidates_C: Ints) -> Ints:
         """Those of the candidates that are free and rested, in the same order."""
         rested_C = self._pool.last_served_step_N[candidates_C] <= self._latest_step
-        return candidates_C[rested_C & self._free_N[candidates_C]]
+        return self._below_cap(candidates_C[rested_C & self._free_N[candidates_C]])
 
     def all_open(self) -> Ints:
         """Every prompt that is free and rested."""
-        return np.flatnonzero(self._free_N & (self._pool.last_served_step_N <= self._latest_step))
+        rested_N = self._pool.last_served_step_N <= self._latest_step
+        return self._below_cap(np.flatnonzero(self._free_N & rested_N))
+
+    def _below_cap(self, candidates_C: Ints) -> Ints:
+        """Those that did not have their share of the latest attempts yet."""
+        if self._cap >= 1.0:
+            return candidates_C
+        recent, most = self._recent
+        below_C: Ints = candidates_C[gather(recent, candidates_C)[1].sum(axis=0) <= most]
+        return below_C
+
+    @cached_property
+    def _recent(self) -> tuple[list[Block], float]:
+        """The blocks that count, and the most attempts that one prompt may have had in them."""
+        since = self._pool.policy_step - self._cap_steps
+        recent = [block for block in self._pool.blocks if block.mid_step > since]
+        return recent, self._cap * sum(int(block.attempts_N.sum()) for block in recent)
 
     def of_group(self, indices_M: Ints, group: int) -> Ints:
         """Those of the prompts that would take the group's places."""
@@ -70,8 +98,8 @@ class Draft:
         self._group_D = np.zeros_like(self._group_D)
 
     def waive_rest(self) -> None:
-        """Let resting prompts in."""
-        self._latest_step = _NEVER_RESTING
+        """Let resting prompts in, and those that had their share."""
+        self._latest_step, self._cap = _NEVER_RESTING, 1.0
 
     def taken(self) -> tuple[Ints, Bytes]:
         """Indices and reasons so far."""
@@ -81,15 +109,15 @@ class Draft:
 
 
 def domain_places(
-    domains: tuple[str, ...], config: SelectionConfig, prompt_count: int
+    domains: tuple[str, ...], shares_by_name: Mapping[str, float], prompt_count: int
 ) -> tuple[Ints, Ints]:
     """Places of each listed domain by largest remainder; the last group is all other domains.
 
     Returns:
         group_D, the group of each domain, and places_K, which sum to `prompt_count`.
     """
-    listed = {name: group for group, name in enumerate(config.domain_shares)}
-    shares = [*config.domain_shares.values()]
+    listed = {name: group for group, name in enumerate(shares_by_name)}
+    shares = [*shares_by_name.values()]
     quota_K = np.array([*shares, max(1.0 - sum(shares), 0.0)]) * prompt_count
     places_K = quota_K.astype(np.int64)
     by_remainder = np.argsort(places_K - quota_K, kind="stable")

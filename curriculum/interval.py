@@ -18,6 +18,8 @@ def credible_interval(alpha: Floats, beta: Floats, level: float = 0.9) -> tuple[
 
     ``low = q((1 - level) / 2; a, b)``,  ``high = 1 - q((1 - level) / 2; b, a)``
 
+    Where nearly all mass lies at one end the mean is outside of it; it is then widened to the mean.
+
     Bilinear in (log a, log b) between 72 x 72 nodes from .01 to 2e4, where the quantile is a smooth
     sigmoid; parameters outside are clipped. Absolute error below .01 for levels of .9 and more;
     the first call for a level builds its table in a quarter of a second.
@@ -40,7 +42,8 @@ def credible_interval(alpha: Floats, beta: Floats, level: float = 0.9) -> tuple[
     (row, in_row), (column, in_column) = _locate(alpha), _locate(beta)
     low = _interpolate(table, row * _NODES + column, in_row, in_column)
     high = 1.0 - _interpolate(table, column * _NODES + row, in_column, in_row)
-    return low, high
+    mean = alpha / (alpha + beta)
+    return np.minimum(low, mean), np.maximum(high, mean)
 
 
 @lru_cache(maxsize=8)

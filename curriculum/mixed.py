@@ -67,32 +67,3 @@ def mixed_probability(belief: Belief, group_size: int) -> Floats:
         log_only += np.log((rare + attempt) / (total + attempt))
     mixed: Floats = np.maximum(-np.expm1(log_none) - np.exp(log_only), 0.0)
     return mixed
-
-
-def optimistic_score(belief: Belief, group_size: int, optimism: float) -> Floats:
-    """Chance of a mixed group if the pass rate lies as near to 1/2 as it plausibly may.
-
-    ``mixed(1/2 - max(abs(mean - 1/2) - z sd, 0))``
-
-    An uncertain prompt scores high and is tried; once known it scores by its mean. With z = 0 it is
-    greedy in the mean.
-
-    Source: the upper confidence bound of Auer, Cesa-Bianchi and Fischer (2002), Mach. Learn. 47.
-    Differs: the bound is on closeness to 1/2 and comes from the posterior.
-
-    Args:
-        belief: N beliefs.
-        group_size: G >= 2.
-        optimism: z >= 0 standard deviations.
-
-    Returns:
-        (N,) in [0, 1).
-
-    Raises:
-        InvalidInputError: an argument outside its range.
-    """
-    require(optimism >= 0.0, "optimism", optimism, ">= 0")
-    total = belief.alpha_N + belief.beta_N
-    rare = np.minimum(belief.alpha_N, belief.beta_N) / total
-    sd = np.sqrt(rare * (1.0 - rare) / (total + 1.0))
-    return _mixed_at_rare(np.minimum(rare + optimism * sd, 0.5), group_size)

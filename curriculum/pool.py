@@ -2,18 +2,30 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from curriculum.arrays import Bools, Bytes, Floats, Ints
-from curriculum.belief import Belief, posterior
+from curriculum.belief import Belief
 from curriculum.errors import require
-from curriculum.prior import Prior, fit_domain_prior
+from curriculum.evidence import Block
+from curriculum.model import Model, fit_model
+from curriculum.sight import Sight
+
+Features = npt.NDArray[np.floating[Any]]
+"""Half precision is enough: they are cast where they are used."""
+
+_PIECE_PROMPTS = 1 << 13  # whose temporaries stay in the second-level cache
 
 
 class Reason(IntEnum):
     """Why a prompt is in a batch."""
 
     EDGE = 1  # its groups are likely to be mixed
-    EXPLORE = 2  # the same, but on less than one discounted attempt of evidence
+    EXPLORE = 2  # the same, but before anybody attempted it
     REVIEW = 3  # mastered: against forgetting
     REACH = 4  # beyond: with more attempts, in case it no longer is
     UNIFORM = 5  # its turn
@@ -26,45 +38,86 @@ class Pool:
     """The prompts of a run at one policy step.
 
     Attributes:
-        successes_N: discounted passes, float64.
-        failures_N: discounted fails, float64.
-        attempts_N: attempts ever made, undiscounted, int64.
+        blocks: the ledger, oldest first; the last one still grows.
+        attempts_N: attempts ever made, int64.
         domain_N: index into `domains`, int32.
         domains: names.
         last_served_step_N: policy step of the last serving, int64; -1 is never.
         free_N: not leased.
-        policy_step: the step to which the counts are discounted.
+        policy_step: the step for which prompts are chosen.
+        features_NK: what is known of the prompts beside their domain, of order 1; None is nothing.
+        tokens_N: tokens of all attempts ever made; None where nobody reported them.
     """
 
-    successes_N: Floats
-    failures_N: Floats
+    blocks: tuple[Block, ...]
     attempts_N: Ints
     domain_N: Ints
     domains: tuple[str, ...]
     last_served_step_N: Ints
     free_N: Bools
     policy_step: int
+    features_NK: Features | None = None
+    tokens_N: Ints | None = None
 
     def __post_init__(self) -> None:
-        for name in ("failures_N", "attempts_N", "domain_N", "last_served_step_N", "free_N"):
-            shape = getattr(self, name).shape
-            require(shape == self.successes_N.shape, name, shape, f"{self.successes_N.shape}")
+        shape = self.attempts_N.shape
+        for name in ("domain_N", "last_served_step_N", "free_N"):
+            require(getattr(self, name).shape == shape, name, getattr(self, name).shape, f"{shape}")
+        for block in self.blocks:
+            shapes = (block.attempts_N.shape, block.passes_N.shape)
+            require(shapes == (shape, shape), "blocks", shapes, f"{shape} each")
+        rows = len(self) if self.features_NK is None else len(self.features_NK)
+        require(rows == len(self), "features_NK", rows, f"{len(self)} rows")
         most = int(self.domain_N.max(initial=-1))
         require(most < len(self.domains), "domain_N", most, f"below {len(self.domains)} domains")
 
     def __len__(self) -> int:
-        return len(self.successes_N)
+        return len(self.attempts_N)
 
-    def fit_prior(self) -> Prior:
-        """The prior of each domain on these counts; leases and servings do not matter."""
-        counts = (self.successes_N, self.failures_N)
-        return fit_domain_prior(*counts, self.domain_N, len(self.domains))
+    def fit(self) -> Model:
+        """What the blocks but the last teach, so that a model serves until the next block begins;
+        in the first block, what there is. Leases and servings do not matter."""
+        blocks = self.blocks[:-1] or self.blocks
+        return fit_model(blocks, self.domain_N, len(self.domains), self.features_NK)
 
-    def belief_at(self, indices_M: Ints, prior: Prior) -> Belief:
+    @cached_property
+    def mean_tokens(self) -> float:
+        """Tokens of an attempt, over the prompts of which they are known; 0 if none are."""
+        if self.tokens_N is None:
+            return 0.0
+        attempts = int(self.attempts_N[self.tokens_N > 0].sum())
+        return float(self.tokens_N.sum() / attempts) if attempts else 0.0
+
+    def look(self, indices_M: Ints, model: Model) -> Sight:
+        """At some prompts."""
+        return Sight(self, model, indices_M)
+
+    def belief_at(self, indices_M: Ints, model: Model) -> Belief:
         """The belief over some prompts."""
-        mean_M, concentration_M = prior.at(self.domain_N[indices_M])
-        counts = (self.successes_N[indices_M], self.failures_N[indices_M])
-        return posterior(*counts, mean_M, concentration_M)
+        return self.look(indices_M, model).belief
+
+    def beliefs(self, model: Model, indices_M: Ints | None = None) -> Belief:
+        """The belief over every prompt, or over many."""
+        if indices_M is None:
+            indices_M = np.arange(len(self))
+        pieces = np.array_split(indices_M, len(indices_M) // _PIECE_PROMPTS + 1)
+        parts = [self.belief_at(piece_M, model) for piece_M in pieces]
+        return Belief(
+            np.concatenate([part.alpha_N for part in parts]),
+            np.concatenate([part.beta_N for part in parts]),
+        )
+
+    def prior_means(self, model: Model) -> Floats:
+        """The prior mean of every prompt."""
+        pieces = np.array_split(np.arange(len(self)), len(self) // _PIECE_PROMPTS + 1)
+        return np.concatenate([model.prior.mean_at(*self.known_of(piece)) for piece in pieces])
+
+    def known_of(self, indices_M: Ints) -> tuple[Ints, Floats | None]:
+        """Domains and features."""
+        domain_M = self.domain_N[indices_M].astype(np.intp)
+        if self.features_NK is None:
+            return domain_M, None
+        return domain_M, self.features_NK[indices_M].astype(np.float64)
 
 
 @dataclass(frozen=True)

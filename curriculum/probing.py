@@ -5,12 +5,12 @@ import numpy as np
 from curriculum.compose import shortfall
 from curriculum.errors import require
 from curriculum.interval import credible_interval
+from curriculum.model import Model
 from curriculum.pool import Pool, Reason, Selection
-from curriculum.prior import Prior
 
 
 def select_probes(
-    prior: Prior,
+    model: Model,
     pool: Pool,
     prompt_count: int,
     attempt_count: int,
@@ -27,7 +27,7 @@ def select_probes(
     evidence come first; ties, such as prompts never seen, fall at random.
 
     Args:
-        prior: fitted on the same counts.
+        model: fitted on the same blocks.
         pool: with the leases of now.
         prompt_count: B >= 0.
         attempt_count: attempts for each, at least 1.
@@ -39,7 +39,7 @@ def select_probes(
     require(prompt_count >= 0, "prompt_count", prompt_count, ">= 0")
     require(attempt_count >= 1, "attempt_count", attempt_count, ">= 1")
     free_M = rng.permutation(np.flatnonzero(pool.free_N))
-    belief = pool.belief_at(free_M, prior)
+    belief = pool.beliefs(model, free_M)
     gain_M = belief.sd**2 / (belief.alpha_N + belief.beta_N + 1.0)
     chosen_B = np.argsort(-gain_M, kind="stable")[:prompt_count]
     alpha_B, beta_B = belief.alpha_N[chosen_B], belief.beta_N[chosen_B]

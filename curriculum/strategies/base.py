@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from curriculum.arrays import Floats, Ints
-from curriculum.belief import Belief
 
 if TYPE_CHECKING:  # the configuration imports the strategies, to know their names
     from curriculum.config import SelectionConfig
+    from curriculum.model import Model
     from curriculum.pool import Pool
-    from curriculum.prior import Prior
 
 
 @dataclass(frozen=True)
@@ -22,10 +21,14 @@ class Choice:
     """One choice to make: `count` of the candidates, which are more than that."""
 
     pool: Pool
-    prior: Prior
+    model: Model
     config: SelectionConfig
     candidates_C: Ints
     count: int
+
+
+Weigh = Callable[[Ints], Floats]
+"""From indices of prompts to weights in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,12 @@ class Strategy:
 
     Attributes:
         choose: `count` distinct prompts of the candidates.
-        weigh: weights in [0, 1], where `choose` is a successive draw without replacement in
-            proportion to them; composition then draws most of a batch without a pass over the pool.
+        appraise: from a look at some candidates, what gives any prompts weights in [0, 1], where
+            the choice is a successive draw without replacement in proportion to them; composition
+            then draws most of a batch without a pass over the pool.
         reserves: whether review, reach and the rest period apply.
     """
 
     choose: Callable[[Choice, np.random.Generator], Ints]
-    weigh: Callable[[Belief, SelectionConfig], Floats] | None = None
+    appraise: Callable[[Choice, np.random.Generator], Weigh] | None = None
     reserves: bool = True

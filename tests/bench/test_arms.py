@@ -7,7 +7,6 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from curriculum import discount_weights, discounted_counts
 from tests.bench.arms import (
     PEERS,
     PRODUCT,
@@ -209,16 +208,24 @@ def test_edge_serves_what_compose_batch_composed(monkeypatch):
     assert rollouts.charged == groups.attempts_M.sum()
 
 
-def test_the_ledger_of_edge_discounts_by_window_as_the_server_does():
-    ledger = Ledger(1, 0.9, window_steps=5)
+def test_the_ledger_of_edge_keeps_blocks_as_the_server_does():
+    ledger = Ledger(1, window_steps=5)
     for step, passes in ((0, 3), (3, 5), (7, 2), (11, 8)):
         ledger.add(step, groups_of([0], [passes]))
-    # windows 0-4, 5-9 and the open one, from 10 to now
-    weights_W = discount_weights(np.array([2.0, 7.0, (10 + 12) / 2]), 12, 0.9)
-    passes_WN = [np.array([8]), np.array([2]), np.array([8])]
-    attempts_WN = [np.array([16]), np.array([8]), np.array([8])]
-    expected = discounted_counts(attempts_WN, passes_WN, weights_W)
-    assert np.array(ledger.counts(12)) == pytest.approx(np.array(expected))
+    ledger.turn(12)
+    # window 0 is step 0; then 1-5, 6-10 and the open one, from 11 to now
+    seen = [(b.mid_step, b.attempts_N[0], b.passes_N[0]) for b in ledger.blocks(12)]
+    assert seen == [(0.0, 8, 3), (3.0, 8, 5), (8.0, 8, 2), (11.5, 8, 8)]
+
+
+def test_the_ledger_of_edge_merges_old_windows():
+    ledger = Ledger(2, window_steps=1)
+    for step in range(40):
+        ledger.add(step, groups_of([0], [step % 9]))
+    blocks = ledger.blocks(40)
+    assert len(blocks) < 20
+    assert sum(int(b.attempts_N[0]) for b in blocks) == 40 * G
+    assert sum(b.passes_N[0] for b in blocks) == sum(step % 9 for step in range(40))
 
 
 @pytest.mark.parametrize("name", [*PEERS, *PRODUCT])

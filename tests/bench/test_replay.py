@@ -44,7 +44,7 @@ def test_the_parts_of_a_recorded_group_add_up_to_it():
 
 
 def test_constant_prompts_are_foretold_ever_better():
-    foretold = foretell(small_trace(), 1.0, 1.0)
+    foretold = foretell(small_trace(), 1.0)
     assert foretold.squared_error < 0.02
     assert -1.5 < foretold.log_score < 0.0
     assert foretold.calibration_error < 0.1

@@ -4,14 +4,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curriculum import Pool
+from curriculum import Block, Pool
 
 
 def make_pool(prompt_count: int, **given: Any) -> Pool:
-    """A pool without evidence, one domain, nothing leased or served, at step 100."""
+    """A pool without evidence, one domain, nothing leased or served, at step 100.
+
+    `successes_N` and `failures_N` become one block of that step; `blocks` are taken as they are.
+    """
     values: dict[str, Any] = {
-        "successes_N": np.zeros(prompt_count),
-        "failures_N": np.zeros(prompt_count),
+        "blocks": (),
         "domain_N": np.zeros(prompt_count, dtype=np.int32),
         "domains": ("math",),
         "last_served_step_N": np.full(prompt_count, -1),
@@ -19,7 +21,14 @@ def make_pool(prompt_count: int, **given: Any) -> Pool:
         "policy_step": 100,
         **given,
     }
-    total = values["successes_N"] + values["failures_N"]
+    passes = values.pop("successes_N", None)
+    fails = values.pop("failures_N", None)
+    if passes is not None or fails is not None:
+        passes, fails = (
+            np.zeros(prompt_count) if n is None else np.asarray(n, float) for n in (passes, fails)
+        )
+        values["blocks"] = (Block(float(values["policy_step"]), passes + fails, passes),)
+    total = np.zeros(prompt_count) + sum(block.attempts_N for block in values["blocks"])
     values.setdefault("attempts_N", np.ceil(total).astype(np.int64))
     return Pool(**values)
 
@@ -27,3 +36,12 @@ def make_pool(prompt_count: int, **given: Any) -> Pool:
 @pytest.fixture(name="make_pool", scope="session")
 def _make_pool() -> Callable[..., Pool]:
     return make_pool
+
+
+def sigmoid(logit: Any) -> Any:
+    return 1.0 / (1.0 + np.exp(-np.asarray(logit, dtype=np.float64)))
+
+
+@pytest.fixture(name="sigmoid", scope="session")
+def _sigmoid() -> Callable[..., Any]:
+    return sigmoid

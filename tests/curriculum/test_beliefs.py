@@ -9,8 +9,6 @@ from curriculum import (
     InvalidInputError,
     mixed_probability,
     mixed_probability_at,
-    optimistic_score,
-    posterior,
 )
 
 parameters = st.floats(1e-3, 1e4)
@@ -21,32 +19,11 @@ def belief(alpha, beta):
     return Belief(np.atleast_1d(float(alpha)), np.atleast_1d(float(beta)))
 
 
-def test_the_posterior_adds_counts_to_the_prior():
-    posterior_belief = posterior(
-        np.array([3.0]), np.array([5.0]), np.array([0.25]), np.array([4.0])
-    )
-    assert (posterior_belief.alpha_N[0], posterior_belief.beta_N[0]) == (4.0, 8.0)
-
-
 @given(parameters, parameters)
 def test_mean_and_sd_are_those_of_the_beta_distribution(alpha, beta):
     oracle = stats.beta(alpha, beta)
     assert belief(alpha, beta).mean[0] == pytest.approx(oracle.mean(), rel=1e-12)
     assert belief(alpha, beta).sd[0] == pytest.approx(oracle.std(), rel=1e-9)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [(-1.0, 0.0, 0.5, 1.0), (0.0, np.nan, 0.5, 1.0), (0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 0.5, 0.0)],
-)
-def test_impossible_evidence_or_priors_are_refused(arguments):
-    with pytest.raises(InvalidInputError):
-        posterior(*(np.array([value]) for value in arguments))
-
-
-def test_posterior_refuses_arrays_of_different_lengths():
-    with pytest.raises(InvalidInputError, match="shapes"):
-        posterior(np.zeros(2), np.zeros(3), np.full(2, 0.5), np.ones(2))
 
 
 @given(st.floats(0.0, 1.0), group_sizes)
@@ -84,23 +61,11 @@ def test_mixed_for_a_hopeless_prompt_keeps_its_digits():
     assert mixed_probability(belief(1e-13, 1.0), 2)[0] == pytest.approx(1e-13, rel=1e-9)
 
 
-@given(parameters, parameters, group_sizes, st.floats(0.0, 4.0))
-def test_the_score_is_mixed_at_the_mean_moved_towards_a_half(alpha, beta, group_size, optimism):
-    one = belief(alpha, beta)
-    distance = max(abs(one.mean[0] - 0.5) - optimism * one.sd[0], 0.0)
-    expected = mixed_probability_at(np.array([0.5 - distance]), group_size)
-    assert optimistic_score(one, group_size, optimism) == pytest.approx(expected, abs=1e-12)
-
-
-def test_an_uncertain_prompt_scores_above_a_known_one_of_the_same_mean():
-    score = optimistic_score(Belief(np.array([0.2, 20.0]), np.array([1.8, 180.0])), 8, 1.0)
-    assert score[0] > score[1] + 0.25
-
-
-@pytest.mark.parametrize(("group_size", "optimism"), [(1, 1.0), (8, -0.1)])
-def test_scores_refuse_impossible_settings(group_size, optimism):
-    with pytest.raises(InvalidInputError):
-        optimistic_score(belief(1, 1), group_size, optimism)
+def test_a_group_of_one_is_never_mixed_and_refused():
+    with pytest.raises(InvalidInputError, match="group_size=1: must be >= 2"):
+        mixed_probability(belief(1, 1), 1)
+    with pytest.raises(InvalidInputError, match="group_size=1: must be >= 2"):
+        mixed_probability_at(np.array([0.5]), 1)
 
 
 def test_a_rate_outside_zero_and_one_is_refused():

@@ -32,9 +32,19 @@ def test_intervals_are_within_a_hundredth_of_the_exact_ones(level):
     rng = np.random.default_rng(1)
     alpha, beta = np.exp(rng.uniform(np.log(0.05), np.log(1e4), (2, 40_000)))
     low, high = credible_interval(alpha, beta, level)
-    tail = (1.0 - level) / 2.0
-    assert np.abs(low - special.betaincinv(alpha, beta, tail)).max() <= 0.01
-    assert np.abs(high - special.betaincinv(alpha, beta, 1.0 - tail)).max() <= 0.01
+    tail, mean = (1.0 - level) / 2.0, alpha / (alpha + beta)
+    exact_low = np.minimum(special.betaincinv(alpha, beta, tail), mean)
+    exact_high = np.maximum(special.betaincinv(alpha, beta, 1.0 - tail), mean)
+    assert np.abs(low - exact_low).max() <= 0.01
+    assert np.abs(high - exact_high).max() <= 0.01
+
+
+def test_an_interval_holds_its_mean_even_if_the_mass_lies_at_one_end():
+    alpha, beta = np.array([0.01, 2.0]), np.array([2.0, 0.01])
+    low, high = credible_interval(alpha, beta)
+    mean = alpha / (alpha + beta)
+    assert special.betaincinv(0.01, 2.0, 0.95) < mean[0] == high[0]
+    assert low[1] == mean[1]
 
 
 def test_parameters_beyond_the_table_still_give_an_interval():

@@ -2,64 +2,69 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 
-from curriculum import Pool, SelectionConfig, compose_batch, discount_weights, discounted_counts
+from curriculum import Block, Model, Pool, SelectionConfig, compose_batch
 from curriculum.arrays import Floats, Ints
+from curriculum_server.store.document import Document
+from curriculum_server.store.windows import blocks
 from tests.bench.arms.base import Groups, Rollouts, Task
 
 WINDOW_STEPS = 5  # the server's default
 # As a trainer that wants nothing but mixed groups would set it. At 1024 a score 1% below the best
 # weighs e**-10: the draw is the top of the list.
-GREEDY = SelectionConfig(sharpness=1024.0, rest_steps=0, review_share=0.0, reach_share=0.0)
-_POOL_FIELDS = {field.name for field in fields(Pool)}
+GREEDY = SelectionConfig(
+    sharpness=1024.0, rest_steps=0, wear_visits=0.0, review_share=0.0, reach_share=0.0
+)
 
 
 class Ledger:
-    """Passes and fails by window of policy steps; closed windows are added up and fade together."""
+    """What came by window of policy steps, seen as blocks, as the server sees it."""
 
-    def __init__(
-        self, prompt_count: int, discount: float, window_steps: int = WINDOW_STEPS
-    ) -> None:
-        self._discount, self._window_steps, self._window = discount, window_steps, 0
-        self._closed = np.zeros((2, prompt_count))  # passes, fails as of the window's first step
-        self._open = np.zeros((2, prompt_count))
+    def __init__(self, prompt_count: int, window_steps: int = WINDOW_STEPS) -> None:
+        self._window_steps = window_steps
+        self._document = Document(config={})
+        self._windows = self._document.windows
+        self._sums_3N: dict[int, Floats] = {0: np.zeros((3, prompt_count))}
+        """By window: attempts, their rewards, and the squares of these."""
         self.attempts_N = np.zeros(prompt_count, dtype=np.int64)
 
     def add(self, policy_step: int, groups: Groups) -> None:
         """Count the groups."""
-        self._turn(policy_step)
-        np.add.at(self._open[0], groups.index_M, groups.reward_M)
-        np.add.at(self._open[1], groups.index_M, groups.attempts_M - groups.reward_M)
-        np.add.at(self.attempts_N, groups.index_M, groups.attempts_M)
+        self.turn(policy_step)
+        attempts_M, sums_3N = groups.attempts_M, self._sums_3N[self._windows[-1].window]
+        squares_M = attempts_M * (groups.spread_M**2 + groups.rate_M**2)
+        for row, new_M in enumerate((attempts_M, groups.reward_M, squares_M)):
+            np.add.at(sums_3N[row], groups.index_M, new_M)
+        np.add.at(self.attempts_N, groups.index_M, attempts_M)
 
-    def counts(self, policy_step: int) -> tuple[Floats, Floats]:
-        """Discounted passes and fails at a step."""
-        self._turn(policy_step)
-        first = self._window * self._window_steps
-        age_W = np.array([first, (first + policy_step) / 2])
-        weights_W = discount_weights(age_W, policy_step, self._discount)
-        attempts_WN = [self._closed.sum(axis=0), self._open.sum(axis=0)]
-        passes_WN = [np.minimum(self._closed[0], attempts_WN[0]), self._open[0]]
-        return discounted_counts(attempts_WN, passes_WN, weights_W)
+    def turn(self, policy_step: int) -> bool:
+        """Open a window if the step is behind the last one; whether it was."""
+        if policy_step <= self._windows[-1].last_step:
+            return False
+        self._document = self._document.with_window_for(policy_step, self._window_steps)
+        self._windows = blocks(self._document.windows)
+        before, self._sums_3N = self._sums_3N, {}
+        for window in self._windows:
+            parts = [before.pop(old) for old in sorted(before) if old <= window.window]
+            self._sums_3N[window.window] = sum(parts, np.zeros((3, len(self.attempts_N))))
+        return True
 
-    def _turn(self, policy_step: int) -> None:
-        """Close the window if the step is in a later one."""
-        window = policy_step // self._window_steps
-        if window == self._window:
-            return
-        first = self._window * self._window_steps
-        ages = window * self._window_steps - np.array([first, first + (self._window_steps - 1) / 2])
-        faded, closing = self._discount**ages
-        self._closed = faded * self._closed + closing * self._open
-        self._open = np.zeros_like(self._open)
-        self._window = window
+    def blocks(self, policy_step: int) -> tuple[Block, ...]:
+        """As of a step."""
+        seen = []
+        for window in self._windows:
+            is_last = window is self._windows[-1]
+            last_step = min(window.last_step, policy_step) if is_last else window.last_step
+            mid_step = (window.first_step + max(last_step, window.first_step)) / 2
+            seen.append(Block(mid_step, *self._sums_3N[window.window]))
+        return tuple(seen)
 
 
 class Edge:
-    """The product: beliefs from discounted windows, the fitted prior, `compose_batch`.
+    """The product: beliefs from blocks, the model refitted with each window, `compose_batch`.
 
     Args:
         config: of the selection; the group size is the task's.
@@ -68,17 +73,21 @@ class Edge:
     def __init__(
         self, task: Task, rng: np.random.Generator, *, config: SelectionConfig | None = None
     ) -> None:
-        self._task, self._rng = task, rng
+        self._task, self.rng = task, rng
         self._config = replace(config or SelectionConfig(), group_size=task.group_size)
-        self._ledger = Ledger(len(task), self._config.discount)
+        self._ledger = Ledger(len(task))
         self._last_served_N = np.full(len(task), -1)
+        self._model: Model | None = None
         self.believed_B: Floats = np.empty(0)
         self.served = Groups.none()
 
     def step(self, policy_step: int, rollouts: Rollouts) -> Groups:
+        turned = self._ledger.turn(policy_step)
         pool = pool_of(self._task, self._ledger, policy_step, self._last_served_N)
+        if self._model is None or turned or len(pool.blocks) <= 1:
+            self._model = pool.fit()
         size = self._task.batch_size
-        batch = compose_batch(pool.fit_prior(), pool, self._config, size, self._rng)
+        batch = compose_batch(self._model, pool, self._config, size, self.rng)
         groups = rollouts.sample(batch.indices_B, batch.attempt_counts_B)
         self._ledger.add(policy_step, groups)
         self._last_served_N[batch.indices_B] = policy_step
@@ -88,16 +97,13 @@ class Edge:
 
 def pool_of(task: Task, ledger: Ledger, policy_step: int, last_served_N: Ints) -> Pool:
     """What selection sees."""
-    known = {"features_NK": task.features_NK} if "features_NK" in _POOL_FIELDS else {}
-    successes_N, failures_N = ledger.counts(policy_step)
     return Pool(
-        successes_N=successes_N,
-        failures_N=failures_N,
+        blocks=ledger.blocks(policy_step),
         attempts_N=ledger.attempts_N,
         domain_N=task.domain_N,
         domains=tuple(f"domain {d}" for d in range(task.domain_count)),
         last_served_step_N=last_served_N,
         free_N=np.ones(len(task), dtype=bool),
         policy_step=policy_step,
-        **known,
+        features_NK=task.features_NK,
     )

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from curriculum import SelectionConfig
 from tests.bench.arms import MOPPS_DECAYS, PEERS, PRODUCT, Arm, Build, Edge
 from tests.bench.figure import bars, new_figure, save
 from tests.bench.harness import oracle_of, run
@@ -26,7 +25,6 @@ from tests.bench.parallel import in_order
 from tests.bench.replay.environment import STEPS_PER_VISIT, Replay, Trace, read_trace
 from tests.bench.replay.prediction import Foretold, calibration_error, foretell
 
-DISCOUNTS_PER_VISIT = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 MEASURES = ("overall", "after_quarter", "overall_trained", "after_quarter_trained")
 SPREAD = ("rollouts_thousands", "distinct_share", "effective_share", "belief_error")
 NAMES = ("edge", "edge_slow_clock", "edge_default", *PEERS, "ceiling")
@@ -147,15 +145,10 @@ def show(title: str, rows: Mapping[str, Mapping[str, Estimate]]) -> None:
 
 
 def foretell_all(trace: Trace, steps_per_visit: float) -> dict[str, Foretold]:
-    """The product's default, on both clocks, and a sweep of its discount."""
-    default = SelectionConfig().discount
+    """The product's beliefs, on both clocks."""
     return {
-        "product": foretell(trace, default, steps_per_visit),
-        "product, slow clock": foretell(trace, default, 1.0),
-        **{
-            f"discount {discount:g} a visit": foretell(trace, discount, 1.0)
-            for discount in DISCOUNTS_PER_VISIT
-        },
+        "product": foretell(trace, steps_per_visit),
+        "product, slow clock": foretell(trace, 1.0),
     }
 
 

@@ -51,20 +51,21 @@ class Foretold:
         return calibration_error(self.mean_M, self.rate_M)
 
 
-def foretell(trace: Trace, discount: float, steps_per_visit: float) -> Foretold:
+def foretell(trace: Trace, steps_per_visit: float) -> Foretold:
     """The product's beliefs, one visit ahead."""
     visit_count_N = trace.visit_count_N
     size, epochs = len(visit_count_N), int(visit_count_N.max())
     correct_NV = np.array([np.pad(row, (0, epochs - len(row))) for row in trace.correct])
     task = Task(np.zeros(size, np.int32), 1, None, size, RECORDED_ATTEMPTS)
-    ledger, never_N = Ledger(size, discount), np.full(size, -1)
+    ledger, never_N = Ledger(size), np.full(size, -1)
     beliefs, came = [], []
     for epoch in range(epochs):
         step = round(epoch * steps_per_visit)
         here_N = np.flatnonzero(visit_count_N > epoch)
+        ledger.turn(step)
         if epoch:
             pool = pool_of(task, ledger, step, never_N)
-            beliefs.append(pool.belief_at(here_N, pool.fit_prior()))
+            beliefs.append(pool.belief_at(here_N, pool.fit()))
             came.append(correct_NV[here_N, epoch])
         ledger.add(step, _groups(here_N, correct_NV[here_N, epoch]))
     belief = Belief(
