@@ -45,7 +45,7 @@ class SelectionConfig:
             have had to be served again, in (0, 1]; 1 is no cap.
         max_share_steps: policy steps over which that and `wear_visits` are counted, >= 1.
         wear_visits: visits in that time after which a prompt's next group is taken to be worth half
-            as much, >= 0; 0 is never. Simulated learners need 2 to 3% fewer rollouts at 12 to 40.
+            as much, >= 0; 0 is never. Simulated learners need 2% fewer rollouts at 20, 1% at 80.
         token_weight: how much the tokens that a prompt's attempts are expected to take count
             against it, in [0, 1]; at 1 worth is per token.
         candidate_ratio: candidates per place of the strategy thompson, >= 1; 16 as in MoPPS.

@@ -28,7 +28,8 @@ _MEMORY = 0.9
 # Prior precision of a drift, in (logits per step)**-2: its sd in the same trace is about .01, and
 # domains differ among themselves about half as much.
 _POOL_PRECISION, _DOMAIN_PRECISION = 1e4, 4e4
-# A half-passing group of 8 is a lesson of 4. GAIN_REASON
+# A half-passing group of 8 is a lesson of 4. None is assumed until some hundred prompts show it,
+# for what is believed in error of prompts visited once looks much like a gain.
 _START_GAIN, _GAIN_PRECISION, _MOST_GAIN = 0.0, 1e4, 0.25
 
 
