@@ -22,7 +22,7 @@ from curriculum.belief import Belief
 _START_DIFFUSION = 1.3e-3
 _DIFFUSIONS = _START_DIFFUSION * 3.0 ** np.arange(-4.0, 5.0)
 _TRUST_IN_START = 0.5  # log-likelihood lost per square of log 3 away from the start
-_MOST_SHIFT = 4.0  # logits: from a pass rate of 1/2 to .98
+MOST_SHIFT = 4.0  # logits: from a pass rate of 1/2 to .98
 # The trend of training changes: a block counts a tenth less for each block after it.
 _MEMORY = 0.9
 # Prior precision of a drift, in (logits per step)**-2: its sd in the same trace is about .01, and
@@ -63,7 +63,7 @@ class Dynamics:
 def shifted(drift: Floats, gap: Floats | float) -> Floats:
     """Logits that a drift moves within a gap. Beyond the limit a trend is no longer to be trusted,
     and odds would overflow."""
-    shift: Floats = np.clip(drift * gap, -_MOST_SHIFT, _MOST_SHIFT)
+    shift: Floats = np.clip(drift * gap, -MOST_SHIFT, MOST_SHIFT)
     return shift
 
 

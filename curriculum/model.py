@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +12,34 @@ import numpy.typing as npt
 
 from curriculum.arrays import Floats, Ints
 from curriculum.belief import Belief
-from curriculum.dynamics import Dynamics, carry, fit_dynamics, lesson, shifted
+from curriculum.dynamics import MOST_SHIFT, Dynamics, carry, fit_dynamics, lesson, shifted
 from curriculum.evidence import Block, gather, gather_squares
 from curriculum.prior import Prior, fit_prior
 from curriculum.spread import fit_grain
 
 # Enough for a standard error of .006 on a mean; more would cost time and change nothing. Spread by
 # the golden ratio, which unlike a stride never falls into step with interleaved domains.
+_WEAR_STEPS = 100.0
 _SAMPLE_PROMPTS = 1 << 13
 _SPREAD = np.sort(np.arange(_SAMPLE_PROMPTS) * 0.6180339887498949 % 1.0)
+
+
+@dataclass(frozen=True)
+class State:
+    """M prompts at a policy step.
+
+    Attributes:
+        belief: over their pass rates.
+        worn_M: attempts made of late: they fade by a factor of e in 100 policy steps.
+    """
+
+    belief: Belief
+    worn_M: Floats
+
+    def take(self, indices_K: Ints) -> State:
+        """Some of them."""
+        alpha_K, beta_K = self.belief.alpha_N.take(indices_K), self.belief.beta_N.take(indices_K)
+        return State(Belief(alpha_K, beta_K), self.worn_M.take(indices_K))
 
 
 @dataclass(frozen=True)
@@ -31,19 +51,22 @@ class Model:
     grain: float = 1.0
     """Variance of an attempt's objective, to that of a pass with the same mean: 1 where it is 0 or
     1. An attempt tells the more of the mean the smaller it is."""
+    settled: State | None = None
+    """All prompts of the pool at the middle of its last closed block, worked out once for the
+    batches of the block that is open."""
 
-    def belief(
+    def settle(
         self,
         passes_WM: Floats,
         attempts_WM: Floats,
         mid_W: Floats,
         domain_M: Ints,
         features_MK: Floats | None,
-        policy_step: float,
-    ) -> Belief:
-        """Beliefs at a policy step: the prior, carried from block to block, the counts added.
+    ) -> State:
+        """The prompts at the middle of the last block: the prior, carried from block to block, the
+        counts added.
 
-        The prior is of today, so it starts from where the drifts since then bring it here.
+        The prior is as of the last block, so it starts from where the drifts bring it there.
 
         Args:
             passes_WM: passes by block.
@@ -51,25 +74,42 @@ class Model:
             mid_W: the middle of each block, not falling.
             domain_M: in [0, D).
             features_MK: as the prior was fitted with.
-            policy_step: of today.
         """
-        mean_M = self.prior.mean_at(domain_M, features_MK)
+        start = self.prior.belief_at(domain_M, features_MK)
         least_M = self.prior.concentration_D.take(domain_M)
-        if not len(mid_W):
-            return Belief(least_M * mean_M, least_M * (1.0 - mean_M))
-        dynamics = self.dynamics.extended(len(mid_W))
-        gap_W = np.maximum(np.diff(np.append(mid_W, policy_step)), 0.0)
-        shift_WD = shifted(dynamics.drift_WD[1:], gap_W[:, None])
-        back_M = np.exp(-shift_WD.sum(axis=0)).take(domain_M)
-        alpha_M, beta_M = carry(least_M * mean_M, least_M * (1.0 - mean_M), least_M, back_M, 0.0)
-        for row, gap in enumerate(gap_W.tolist()):
-            passes_M = passes_WM[row] / self.grain
-            fails_M = attempts_WM[row] / self.grain - passes_M
-            alpha_M, beta_M = alpha_M + passes_M, beta_M + fails_M
-            odds_M = np.exp(shift_WD[row]).take(domain_M)
-            odds_M *= 1.0 + dynamics.gain * lesson(passes_M, fails_M)
-            alpha_M, beta_M = carry(alpha_M, beta_M, least_M, odds_M, dynamics.diffusion * gap)
-        return Belief(alpha_M, beta_M)
+        gap_W = np.diff(mid_W)
+        drift_WD = self.dynamics.extended(len(mid_W)).drift_WD[1 : len(mid_W)]
+        back_M = np.exp(-shifted(drift_WD, gap_W[:, None]).sum(axis=0)).take(domain_M)
+        belief = Belief(*carry(start.alpha_N, start.beta_N, least_M, back_M, 0.0))
+        state = State(belief, np.zeros(len(domain_M)))
+        for row in range(len(mid_W)):
+            if row:
+                state = self.wait(state, float(gap_W[row - 1]), row, domain_M)
+            state = self.add(state, passes_WM[row], attempts_WM[row], domain_M)
+        return state
+
+    def wait(
+        self, state: State, gap: float, row: int, domain_M: Ints, *, most_shift: float = MOST_SHIFT
+    ) -> State:
+        """The prompts after the policy steps on the way to the block of that number, along which
+        their logits are moved by `most_shift` at most."""
+        gap = max(gap, 0.0)
+        shift_D = shifted(self.dynamics.extended(row).drift_WD[row], gap)
+        odds_M = np.exp(np.clip(shift_D, -most_shift, most_shift)).take(domain_M)
+        least_M = self.prior.concentration_D.take(domain_M)
+        variance, before = self.dynamics.diffusion * gap, state.belief
+        belief = Belief(*carry(before.alpha_N, before.beta_N, least_M, odds_M, variance))
+        return State(belief, state.worn_M * math.exp(-gap / _WEAR_STEPS))
+
+    def add(self, state: State, passes_M: Floats, attempts_M: Floats, domain_M: Ints) -> State:
+        """The prompts after a block's counts, and what training on them taught."""
+        worn_M = state.worn_M + attempts_M
+        passes_M = passes_M / self.grain
+        fails_M = attempts_M / self.grain - passes_M
+        taught_M = 1.0 + self.dynamics.gain * lesson(passes_M, fails_M)
+        least_M = self.prior.concentration_D.take(domain_M)
+        alpha_M, beta_M = state.belief.alpha_N + passes_M, state.belief.beta_N + fails_M
+        return State(Belief(*carry(alpha_M, beta_M, least_M, taught_M, 0.0)), worn_M)
 
 
 def fit_model(

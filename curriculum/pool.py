@@ -1,6 +1,6 @@
 """What selection sees and what it answers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 from typing import Any
@@ -11,8 +11,8 @@ import numpy.typing as npt
 from curriculum.arrays import Bools, Bytes, Floats, Ints
 from curriculum.belief import Belief
 from curriculum.errors import require
-from curriculum.evidence import Block
-from curriculum.model import Model, fit_model
+from curriculum.evidence import Block, gather
+from curriculum.model import Model, State, fit_model
 from curriculum.sight import Sight
 
 Features = npt.NDArray[np.floating[Any]]
@@ -78,7 +78,21 @@ class Pool:
         """What the blocks but the last teach, so that a model serves until the next block begins;
         in the first block, what there is. Leases and servings do not matter."""
         blocks = self.blocks[:-1] or self.blocks
-        return fit_model(blocks, self.domain_N, len(self.domains), self.features_NK)
+        model = fit_model(blocks, self.domain_N, len(self.domains), self.features_NK)
+        return replace(model, settled=self._settled(model))
+
+    def _settled(self, model: Model) -> State:
+        """What the closed blocks leave of every prompt."""
+        closed = self.blocks[:-1]
+        mid_W = np.array([block.mid_step for block in closed])
+        states = [
+            model.settle(*gather(closed, piece_M), mid_W, *self.known_of(piece_M))
+            for piece_M in _pieces(np.arange(len(self)))
+        ]
+        return State(
+            _joined([state.belief for state in states]),
+            np.concatenate([state.worn_M for state in states]),
+        )
 
     @cached_property
     def mean_tokens(self) -> float:
@@ -98,19 +112,13 @@ class Pool:
 
     def beliefs(self, model: Model, indices_M: Ints | None = None) -> Belief:
         """The belief over every prompt, or over many."""
-        if indices_M is None:
-            indices_M = np.arange(len(self))
-        pieces = np.array_split(indices_M, len(indices_M) // _PIECE_PROMPTS + 1)
-        parts = [self.belief_at(piece_M, model) for piece_M in pieces]
-        return Belief(
-            np.concatenate([part.alpha_N for part in parts]),
-            np.concatenate([part.beta_N for part in parts]),
-        )
+        indices_M = np.arange(len(self)) if indices_M is None else indices_M
+        return _joined([self.belief_at(piece_M, model) for piece_M in _pieces(indices_M)])
 
     def prior_means(self, model: Model) -> Floats:
         """The prior mean of every prompt."""
-        pieces = np.array_split(np.arange(len(self)), len(self) // _PIECE_PROMPTS + 1)
-        return np.concatenate([model.prior.mean_at(*self.known_of(piece)) for piece in pieces])
+        pieces = _pieces(np.arange(len(self)))
+        return np.concatenate([model.prior.mean_at(*self.known_of(piece_M)) for piece_M in pieces])
 
     def known_of(self, indices_M: Ints) -> tuple[Ints, Floats | None]:
         """Domains and features."""
@@ -118,6 +126,17 @@ class Pool:
         if self.features_NK is None:
             return domain_M, None
         return domain_M, self.features_NK[indices_M].astype(np.float64)
+
+
+def _pieces(indices_M: Ints) -> list[Ints]:
+    return np.array_split(indices_M, len(indices_M) // _PIECE_PROMPTS + 1)
+
+
+def _joined(parts: list[Belief]) -> Belief:
+    return Belief(
+        np.concatenate([part.alpha_N for part in parts]),
+        np.concatenate([part.beta_N for part in parts]),
+    )
 
 
 @dataclass(frozen=True)

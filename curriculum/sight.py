@@ -11,12 +11,13 @@ import numpy as np
 from curriculum.arrays import Bools, Floats, Ints
 from curriculum.belief import Belief
 from curriculum.evidence import gather, gather_squares
-from curriculum.model import Model
+from curriculum.model import Model, State
 from curriculum.spread import relative_spread
 
 if TYPE_CHECKING:  # a pool makes sights of itself
     from curriculum.pool import Pool
 
+_MOST_FORESEEN = 0.5  # logits: a trend that nobody has seen go on is not followed for long
 _PRIOR_ATTEMPTS = 8.0  # from a group on a prompt's own tokens count as much as the pool's
 _COST_RANGE = (0.125, 8.0)
 
@@ -30,16 +31,36 @@ class Sight:
     indices_M: Ints
 
     @cached_property
-    def _counts(self) -> tuple[Floats, Floats]:
-        """(W, M) passes and attempts."""
-        return gather(self.pool.blocks, self.indices_M)
+    def _state(self) -> State:
+        """At the pool's policy step: as they were settled, then the block that is open."""
+        pool, model = self.pool, self.model
+        domain_M, features_MK = pool.known_of(self.indices_M)
+        if not pool.blocks:
+            return model.settle(*gather((), self.indices_M), np.zeros(0), domain_M, features_MK)
+        *closed, newest = pool.blocks
+        if model.settled is not None:
+            state = model.settled.take(self.indices_M)
+        else:
+            mid_W = np.array([block.mid_step for block in closed])
+            state = model.settle(*gather(closed, self.indices_M), mid_W, domain_M, features_MK)
+        if closed:
+            gap = newest.mid_step - closed[-1].mid_step
+            state = model.wait(state, gap, len(closed), domain_M)
+        passes_1M, attempts_1M = gather([newest], self.indices_M)
+        state = model.add(state, passes_1M[0], attempts_1M[0], domain_M)
+        gap = pool.policy_step - newest.mid_step
+        count = len(pool.blocks)
+        return model.wait(state, gap, count, domain_M, most_shift=_MOST_FORESEEN)
 
-    @cached_property
+    @property
     def belief(self) -> Belief:
         """Over their pass rates at the pool's policy step."""
-        pool, known = self.pool, self.pool.known_of(self.indices_M)
-        mid_W = np.array([block.mid_step for block in pool.blocks])
-        return self.model.belief(*self._counts, mid_W, *known, pool.policy_step)
+        return self._state.belief
+
+    @property
+    def worn(self) -> Floats:
+        """Attempts made of late."""
+        return self._state.worn_M
 
     @property
     def is_new_M(self) -> Bools:
@@ -52,16 +73,9 @@ class Sight:
         squares_M = gather_squares(self.pool.blocks, self.indices_M)
         if squares_M is None:
             return None
-        passes_WM, attempts_WM = self._counts
+        passes_WM, attempts_WM = gather(self.pool.blocks, self.indices_M)
         sums_M, attempts_M = passes_WM.sum(axis=0), attempts_WM.sum(axis=0)
         return relative_spread(sums_M, squares_M, attempts_M, self.model.grain)
-
-    def recent_attempts(self, steps: int) -> Floats:
-        """Attempts in the blocks of the last policy steps."""
-        since = self.pool.policy_step - steps
-        recent = [row for row, block in enumerate(self.pool.blocks) if block.mid_step > since]
-        attempts_M: Floats = self._counts[1][recent].sum(axis=0)
-        return attempts_M
 
     def relative_cost(self) -> Floats:
         """Expected tokens of an attempt to the pool's mean, from 1/8 to 8; 1 if none are known."""

@@ -52,7 +52,7 @@ def _usefulness(sight: Sight, config: SelectionConfig) -> Floats | float:
     spread_M = sight.spread()
     useful: Floats | float = 1.0 if spread_M is None else spread_M
     if config.wear_visits:
-        visits_M = sight.recent_attempts(config.max_share_steps) / config.group_size
+        visits_M = sight.worn / config.group_size
         useful = useful / (1.0 + visits_M / config.wear_visits)
     if config.token_weight:
         useful = useful / sight.relative_cost() ** config.token_weight

@@ -80,12 +80,17 @@ def test_without_motion_beliefs_are_the_prior_and_all_counts(make_pool, name):
 
 @pytest.mark.parametrize("drift", [0.0, 0.02, -0.3])
 @pytest.mark.parametrize("policy_step", [0, 100, 10**6])
-def test_a_prompt_without_evidence_has_the_prior_whatever_moved(make_pool, drift, policy_step):
-    # Clipped at 4 logits a gap, -.3 over 20 blocks comes to 30 logits there and back.
+def test_a_prompt_without_evidence_moves_with_its_domain_from_the_last_closed_block_on(
+    make_pool, drift, policy_step
+):
+    # The prior is as of block 18, at step 90: there and back, -.3 over 19 blocks is 27 logits. On
+    # the way to the open block at 95 it moves freely, from there by half a logit at most.
+    moved = 5 * drift + np.clip(drift * max(policy_step - 95, 0), -0.5, 0.5)
+    mean = 1.0 / (1.0 + np.exp(-(np.log(0.3 / 0.7) + moved)))
     model = model_of(0.3, 2.0, 1.3e-3, drift)
     rows = [(5.0 * block, 0, 0) for block in range(20)]
     alpha, beta = believed(model, rows, policy_step, make_pool)
-    assert (alpha, beta) == pytest.approx((0.6, 1.4), rel=1e-9)
+    assert (alpha, beta) == pytest.approx((2.0 * mean, 2.0 * (1.0 - mean)), rel=1e-9)
     assert believed(model, [], policy_step, make_pool) == pytest.approx((0.6, 1.4), rel=1e-12)
 
 
