@@ -43,8 +43,8 @@ class SelectionConfig:
             progress, in [0, 1]; 0 leaves them to the draw.
         max_share: largest share of the attempts of the last `max_share_steps` that one prompt may
             have had to be served again, in (0, 1]; 1 is no cap.
-        max_share_steps: policy steps over which that and `wear_visits` are counted, >= 1.
-        wear_visits: visits in that time after which a prompt's next group is taken to be worth half
+        max_share_steps: policy steps over which that is counted, >= 1.
+        wear_visits: visits of late, which fade over 100 steps, after which a group is worth half
             as much, >= 0; 0 is never. Simulated learners need 2% fewer rollouts at 20, 1% at 80.
         token_weight: how much the tokens that a prompt's attempts are expected to take count
             against it, in [0, 1]; at 1 worth is per token.

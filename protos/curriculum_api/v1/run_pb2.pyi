@@ -133,8 +133,8 @@ class SelectionConfig(google.protobuf.message.Message):
     being learned, in [0, 1]; at 0 the draw decides. Default 0.
     """
     wear_visits: builtins.float
-    """Visits in the last max_share_steps policy steps after which a prompt's next group is taken to be
-    worth half as much, in [0, 1000000]; 0 is never. Default 20.
+    """Visits of late, which fade over 100 policy steps, after which a prompt's next group is taken to
+    be worth half as much, in [0, 1000000]; 0 is never. Default 20.
     """
     @property
     def domain_shares(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
