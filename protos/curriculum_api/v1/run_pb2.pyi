@@ -134,7 +134,7 @@ class SelectionConfig(google.protobuf.message.Message):
     """
     wear_visits: builtins.float
     """Visits of late, which fade over 100 policy steps, after which a prompt's next group is taken to
-    be worth half as much, in [0, 1000000]; 0 is never. Default 20.
+    be worth half as much, in [0, 1000000]; 0 is never. Default 4.
     """
     @property
     def domain_shares(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
