@@ -27,6 +27,8 @@ _LOOKS_PER_PLACE, _LEAST_LOOKS = 64, 1024
 _LOOKS = 2048  # prompts that a strategy is shown before it draws
 _MOST_GROUPS = 4  # attempts that a budget may give one prompt, in groups
 _MOST_PROPOSED = 1 << 13  # at once: their temporaries stay in the second-level cache
+_ROUNDS_FOR_LEARNED = 8
+_CHEAP_LOOKS = 1 << 17
 _FIRST_ACCEPTANCE = 0.3  # a guess for the first round; later rounds use what they saw
 _SPARE = 1.25  # proposals above the expected need, so that mostly one round suffices
 
@@ -108,7 +110,7 @@ def _reserve(task: _Task) -> None:
         task.draft.take(_first_occurrences(candidates[band_C == band]), reason, count)
 
 
-def _propose(task: _Task) -> None:
+def _propose(task: _Task, most_rounds: int | None = None) -> None:
     """Successive draws in proportion to the weights, without weighing the whole pool.
 
     Prompts proposed uniformly and accepted with probability weight_i are independent draws in
@@ -127,6 +129,10 @@ def _propose(task: _Task) -> None:
     weigh = task.strategy.appraise(choice, rng)
     acceptance, budget = _FIRST_ACCEPTANCE, len(task.pool) // 2  # a proposal costs twice a pass
     while (missing := task.draft.missing_count) and acceptance > 0.0:
+        if most_rounds is not None:
+            if not most_rounds:
+                return
+            most_rounds -= 1
         size = min(int(_SPARE * missing / acceptance) + 32, _MOST_PROPOSED)
         if (budget := budget - size) < 0:
             return
@@ -141,8 +147,11 @@ def _fill_shares(task: _Task, shares: Mapping[str, float]) -> None:
     has_others = any(domain not in shares for domain in task.pool.domains)
     held = 0 if has_others else int(task.draft.left_K[-1])
     task.draft.left_K[-1] -= held
-    _propose(task)
-    _choose(task)
+    # What is learned is no promise: where it would be dear, domains of few prompts leave places.
+    is_strict = bool(task.config.domain_shares) or len(task.pool) * len(shares) <= _CHEAP_LOOKS
+    _propose(task, None if is_strict else _ROUNDS_FOR_LEARNED)
+    if is_strict:
+        _choose(task)
     task.draft.left_K[-1] += held
 
 

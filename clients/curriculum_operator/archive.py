@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import lzma
 import os
 import tempfile
 import zipfile
@@ -27,6 +28,15 @@ MAX_MEMBER_BYTES = 64 * 1024 * 1024
 """More than a message may have, so that a member that claims more is no part."""
 _DATE = (1980, 1, 1, 0, 0, 0)
 """So that the same run gives the same bytes."""
+
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    OSError,  # bz2's word, where a flipped bit names that compression
+    EOFError,
+    NotImplementedError,  # zipfile's, for a compression that it does not know
+)
 
 
 class BadArchiveError(InvalidRequestError):
@@ -118,8 +128,7 @@ class Reader:
             return self._archive.read(name)
         except KeyError:
             raise self._bad(f"{name} is missing") from None
-        # NotImplementedError is zipfile's word for a compression that it does not know.
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        except DAMAGE as error:
             raise self._bad(f"{name} is damaged: {error}") from None
 
     def _read_manifest(self) -> Manifest:

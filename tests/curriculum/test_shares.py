@@ -38,7 +38,8 @@ def test_shares_are_not_learned_for_one_domain_or_none_or_unasked():
     fixed = {"math": 0.2, "code": 0.3}
     config = SelectionConfig(domain_shares=fixed, learned_shares=1.0)
     assert domain_shares(config, DOMAINS, drifting(0.1, 0.1, 0.1)) == fixed
-    assert domain_shares(SelectionConfig(), DOMAINS, drifting(0.1, 0.1, 0.1)) == {}
+    unasked = SelectionConfig(learned_shares=0.0)
+    assert domain_shares(unasked, DOMAINS, drifting(0.1, 0.1, 0.1)) == {}
     assert domain_shares(SelectionConfig(learned_shares=1.0), (), drifting()) == {}
 
 

@@ -130,7 +130,7 @@ class SelectionConfig(google.protobuf.message.Message):
     """Policy steps over which max_share is counted, in [1, 1000000]. Default 100."""
     learned_shares: builtins.float
     """How far the shares of the domains that domain_shares does not list follow how fast each is
-    being learned, in [0, 1]; at 0 the draw decides. Default 0.
+    being learned, in [0, 1]; at 0 the draw decides. Default 0.5.
     """
     wear_visits: builtins.float
     """Visits of late, which fade over 100 policy steps, after which a prompt's next group is taken to
