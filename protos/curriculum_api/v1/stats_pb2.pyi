@@ -115,7 +115,7 @@ class WindowStats(google.protobuf.message.Message):
     group_count: builtins.int
     """Groups completed."""
     mixed_group_count: builtins.int
-    """Completed groups with a pass and a fail."""
+    """Completed groups with a pass and a fail; with an objective, those whose attempts differ in it."""
     visited_prompt_count: builtins.int
     """Prompts attempted at least once."""
     def __init__(
@@ -167,7 +167,7 @@ class RunStats(google.protobuf.message.Message):
     group_count: builtins.int
     """Groups completed, over the whole run."""
     mixed_group_count: builtins.int
-    """Completed groups with a pass and a fail, over the whole run."""
+    """Completed groups with a pass and a fail, over the whole run; with an objective, as above."""
     @property
     def bands(self) -> global___BandCounts:
         """The same, by band."""
