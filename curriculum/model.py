@@ -19,9 +19,10 @@ from curriculum.spread import fit_grain
 
 # Enough for a standard error of .006 on a mean; more would cost time and change nothing. Spread by
 # the golden ratio, which unlike a stride never falls into step with interleaved domains.
-_WEAR_STEPS = 100.0
 _SAMPLE_PROMPTS = 1 << 13
 _SPREAD = np.sort(np.arange(_SAMPLE_PROMPTS) * 0.6180339887498949 % 1.0)
+_WEAR_STEPS = 100.0  # as many as `max_share` looks back by default
+_NOTHING_KNOWN = 2e-3  # attempts that a prior weighs so that the evidence alone speaks
 
 
 @dataclass(frozen=True)
@@ -135,16 +136,11 @@ def fit_model(
     before = fit_prior(*_totals(passes_WS, attempts_WS), domain_S, domain_count)
     start = before.belief_at(domain_S, None)
     dynamics = fit_dynamics(passes_WS, attempts_WS, mid_W, domain_S, start, domain_count)
-    alpha_S, beta_S = np.full(len(sample_S), 1e-3), np.full(len(sample_S), 1e-3)
-    gap_W = np.diff(mid_W, prepend=mid_W[:1])
-    for row, gap in enumerate(gap_W.tolist()):
-        odds_S = np.exp(shifted(dynamics.drift_WD[row], gap))[domain_S]
-        alpha_S, beta_S = carry(alpha_S, beta_S, 0.0, odds_S, dynamics.diffusion * gap)
-        fails_S = attempts_WS[row] - passes_WS[row]
-        taught_S = 1.0 + dynamics.gain * lesson(passes_WS[row], fails_S)
-        alpha_S, beta_S = carry(alpha_S + passes_WS[row], beta_S + fails_S, 0.0, taught_S, 0.0)
+    weightless = Prior(np.zeros(domain_count), np.zeros(0), np.full(domain_count, _NOTHING_KNOWN))
+    settled = Model(weightless, dynamics).settle(passes_WS, attempts_WS, mid_W, domain_S, None)
+    evidence = settled.belief.alpha_N, settled.belief.beta_N
     features_SK = None if features_NK is None else features_NK[sample_S].astype(np.float64)
-    prior = fit_prior(alpha_S, beta_S, domain_S, domain_count, features_SK)
+    prior = fit_prior(*evidence, domain_S, domain_count, features_SK)
     return Model(prior, dynamics, grain)
 
 

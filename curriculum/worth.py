@@ -13,7 +13,7 @@ import numpy as np
 
 from curriculum.arrays import Bools, Floats, Ints
 from curriculum.belief import Belief
-from curriculum.errors import require
+from curriculum.mixed import mixed_probability
 
 _NODES = 64
 _HIGH = 2e3
@@ -77,7 +77,6 @@ class _Tables:
 
 @lru_cache(maxsize=8)
 def _tables(group_size: int) -> _Tables:
-    require(group_size >= 2, "group_size", group_size, ">= 2")
     nodes = np.exp(np.linspace(_LOG_LOW, _LOG_HIGH, _NODES))
     alpha, beta = (grid.ravel() for grid in np.meshgrid(nodes, nodes, indexing="ij"))
     seen = min(group_size, _MOST_OUTCOMES)
@@ -85,15 +84,10 @@ def _tables(group_size: int) -> _Tables:
     for passes in range(seen + 1):
         choose = lgamma(seen + 1) - lgamma(passes + 1) - lgamma(seen - passes + 1)
         chances.append(np.exp(choose + _log_ratio(alpha, beta, passes, seen - passes)))
-        after.append(_mixed(alpha + passes, beta + (seen - passes), group_size))
-    return _Tables(_mixed(alpha, beta, group_size), np.stack(chances), np.stack(after))
-
-
-def _mixed(alpha: Floats, beta: Floats, group_size: int) -> Floats:
-    none, only = (
-        np.exp(_log_ratio(alpha, beta, *pair)) for pair in ((0, group_size), (group_size, 0))
+        after.append(mixed_probability(Belief(alpha + passes, beta + (seen - passes)), group_size))
+    return _Tables(
+        mixed_probability(Belief(alpha, beta), group_size), np.stack(chances), np.stack(after)
     )
-    return np.clip(1.0 - none - only, 0.0, 1.0)
 
 
 def _log_ratio(alpha: Floats, beta: Floats, passes: int, fails: int) -> Floats:

@@ -68,6 +68,16 @@ def test_learned_shares_follow_the_domain_that_moves(make_pool, moving):
     assert places[moving] > 30 > 15 > places.min() > 0
 
 
+def test_uniform_follows_no_learning_progress(make_pool):
+    pool, domain = moving_pool(make_pool, 1)
+    config = SelectionConfig(strategy="uniform", learned_shares=1.0)
+    batch = compose_batch(pool.fit(), pool, config, 900, np.random.default_rng(0))
+    half = compose_batch(pool.fit(), pool, config, 450, np.random.default_rng(0))
+    assert len(batch.indices_B) == 900
+    # 150 on average of 300; sd of a hypergeometric draw: 450 of 900, sqrt(150 * 1/2 * 2/3) = 7
+    assert abs(np.bincount(domain[half.indices_B])[1] - 150) < 35
+
+
 def test_half_learned_shares_leave_the_other_half_to_the_draw(make_pool):
     pool, domain = moving_pool(make_pool, 1)
     model = pool.fit()

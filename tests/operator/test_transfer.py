@@ -174,6 +174,21 @@ def test_a_file_that_was_cut_is_refused(curriculum, file, refused_name, kept):
     assert "is no exported run, or only the beginning of one; nothing was imported" in message
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, 99])
+def test_a_part_that_claims_another_compression_is_named(curriculum, file, refused_name, method):
+    content = bytearray(file.read_bytes())
+    with zipfile.ZipFile(file) as archived:
+        part = next(i for i in archived.infolist() if i.filename.startswith("windows/"))
+    # The method: 8 bytes into the local header, 10 into the entry of the directory at the end.
+    entry = content.rindex(b"PK\x01\x02", 0, content.rindex(part.filename.encode()))
+    for at in (part.header_offset + 8, entry + 10):
+        content[at : at + 2] = method.to_bytes(2, "little")
+    file.write_bytes(content)
+    message = curriculum.error("runs", "import", str(file), refused_name)
+    assert f"{part.filename} is damaged" in message
+    assert "nothing was imported" in message
+
+
 def test_a_flipped_bit_is_noticed_wherever_it_is(curriculum, file, refused_name):
     content = file.read_bytes()
     for at in range(0, len(content), max(1, len(content) // 40)):

@@ -198,13 +198,13 @@ class Mirror:
         is_graded = bool(self.config.objective)
         return Block(
             mid_step=(window.first_step + max(last_step, window.first_step)) / 2,
-            attempts_N=self._cells(window, ATTEMPTS),
-            passes_N=self._cells(window, OBJECTIVE if is_graded else PASSES),
-            squares_N=self._cells(window, OBJECTIVE_SQ) if is_graded else None,
+            attempts_N=self._shown(window, ATTEMPTS),
+            passes_N=self._shown(window, OBJECTIVE if is_graded else PASSES),
+            squares_N=self._shown(window, OBJECTIVE_SQ) if is_graded else None,
             unit=float(FIXED_POINT_SCALE) if is_graded else 1.0,
         )
 
-    def _cells(self, window: Window, name: str) -> Cells:
+    def _shown(self, window: Window, name: str) -> Cells:
         """A column without a copy of zeros for each that is absent."""
         return self.columns.get((window.window, name), self._nothing_N())
 
