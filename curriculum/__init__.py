@@ -18,6 +18,7 @@ from curriculum.pool import Pool, Reason, Selection
 from curriculum.prior import Prior, fit_prior
 from curriculum.probing import select_probes
 from curriculum.strategies import STRATEGIES
+from curriculum.worth import expected_mixed
 
 __all__ = [
     "STRATEGIES",
@@ -36,6 +37,7 @@ __all__ = [
     "classify_bands",
     "compose_batch",
     "credible_interval",
+    "expected_mixed",
     "fit_model",
     "fit_prior",
     "mixed_probability",

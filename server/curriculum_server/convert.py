@@ -177,6 +177,7 @@ def stats_message(beliefs: inspection.Beliefs) -> stats_pb2.RunStats:
         pass_count=int(mirror.total(PASSES).sum()),
         group_count=sum(done for done, _ in groups),
         mixed_group_count=sum(mixed for _, mixed in groups),
+        likely_mixed_prompt_count=inspection.likely_mixed_count(beliefs),
     )
 
 

@@ -72,6 +72,7 @@ def busy_stats() -> stats_pb2.RunStats:
         visited_pass_rate_histogram=[int(n * (0.1 + 0.03 * i)) for i, n in enumerate(histogram)],
         leased_prompt_count=256,
         policy_step=184,
+        likely_mixed_prompt_count=345_678,
         timeline=1,
         attempt_count=12_345_670,
         pass_count=5_000_000,
@@ -134,7 +135,7 @@ def test_stats_show_the_numbers_that_matter(curriculum, busy_run):
     for said in (
         "step 184 · timeline 1",
         "prompts 1,003,155   leased 256   attempts 12,345,670   passed 41%",
-        "mixed groups 65%   last 5 windows 89%   newest window 92%",
+        "mixed groups 65%   last 5 windows 89%   newest window 92%   likely mixed 345,678",
         "math               12.0k",
         "░ 50% ▒ 12% █ 26% ▓ 11%",
         "░ unseen   ▒ beyond   █ edge   ▓ mastered",
@@ -143,6 +144,15 @@ def test_stats_show_the_numbers_that_matter(curriculum, busy_run):
     ):
         assert said in shown
     assert "▄▄▄·▅" in shown  # the window without a group is a dot
+
+
+def test_stats_say_when_the_pool_is_used_up(curriculum, service, busy_run):
+    stats = service.runs[busy_run].stats
+    assert "used up" not in curriculum.ok("stats", busy_run)
+    stats.likely_mixed_prompt_count = stats.windows[-2].visited_prompt_count - 1
+    assert "The pool is used up: fewer prompts are likely mixed" in curriculum.ok("stats", busy_run)
+    del stats.windows[1:]  # the first window is not over: what it takes is not known
+    assert "used up" not in curriculum.ok("stats", busy_run)
 
 
 def test_stats_as_json_are_the_contracts_message(curriculum, service, busy_run):

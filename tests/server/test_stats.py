@@ -204,3 +204,12 @@ def test_a_bad_comparison_is_refused(open_run, refused, fields, said):
     request = op.CompareBoundaryRequest(run_id=run.run_id, **fields)
     answer = refused(run.stubs.operator.CompareBoundary, request)
     assert (answer.status, answer.details) == ("INVALID_ARGUMENT", said)
+
+
+def test_the_prompts_that_are_left_to_train_on_are_counted(open_run):
+    run = open_run(16, window_steps=2, selection={"strategy": "uniform"})
+    for step in range(8):
+        batch = run.next(count=16, step=step)
+        passes = {p.slot: (0, 4, 8, 8)[int(p.prompt.prompt_id[1:]) % 4] for p in batch.prompts}
+        run.report(batch, {slot: [float(i < n) for i in range(8)] for slot, n in passes.items()})
+    assert run.stats().likely_mixed_prompt_count == 4

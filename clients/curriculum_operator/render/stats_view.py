@@ -14,6 +14,7 @@ from curriculum_operator.render.words import clean, percent, share, short, steps
 
 RECENT_WINDOWS = 5
 _MAX_SPARKLINE = 50
+_USED_UP = "The pool is used up: fewer prompts are likely mixed than a window takes. Add others."
 _FIXED_COLUMNS = 52
 """What the table of domains needs beside the bar."""
 
@@ -49,8 +50,20 @@ def _header(run_id: str, stats: RunStats) -> RenderableType:
         ("mixed groups", percent(share(stats.mixed_group_count, stats.group_count))),
         (f"last {len(recent)} windows", percent(_mixed(recent))),
         ("newest window", percent(_mixed(recent[-1:]))),
+        ("likely mixed", f"{stats.likely_mixed_prompt_count:,}"),
     )
-    return Group(table, numbers, mixed)
+    parts: list[RenderableType] = [table, numbers, mixed]
+    if _is_used_up(stats):
+        parts.append(Text(_USED_UP, "yellow"))
+    return Group(*parts)
+
+
+def _is_used_up(stats: RunStats) -> bool:
+    """Whether what is left to train on would not fill another window."""
+    if len(stats.windows) < 2:
+        return False
+    last_full = stats.windows[-2]
+    return stats.likely_mixed_prompt_count < last_full.visited_prompt_count
 
 
 def _labelled(*pairs: tuple[str, str]) -> Text:

@@ -152,6 +152,7 @@ class RunStats(google.protobuf.message.Message):
     PASS_COUNT_FIELD_NUMBER: builtins.int
     GROUP_COUNT_FIELD_NUMBER: builtins.int
     MIXED_GROUP_COUNT_FIELD_NUMBER: builtins.int
+    LIKELY_MIXED_PROMPT_COUNT_FIELD_NUMBER: builtins.int
     prompt_count: builtins.int
     """Prompts in the pool."""
     leased_prompt_count: builtins.int
@@ -168,6 +169,8 @@ class RunStats(google.protobuf.message.Message):
     """Groups completed, over the whole run."""
     mixed_group_count: builtins.int
     """Completed groups with a pass and a fail, over the whole run; with an objective, as above."""
+    likely_mixed_prompt_count: builtins.int
+    """Prompts of which a group is likelier mixed than not, as believed now: what is left to train on."""
     @property
     def bands(self) -> global___BandCounts:
         """The same, by band."""
@@ -204,9 +207,10 @@ class RunStats(google.protobuf.message.Message):
         pass_count: builtins.int = ...,
         group_count: builtins.int = ...,
         mixed_group_count: builtins.int = ...,
+        likely_mixed_prompt_count: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["bands", b"bands"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt_count", b"attempt_count", "bands", b"bands", "domains", b"domains", "group_count", b"group_count", "leased_prompt_count", b"leased_prompt_count", "mixed_group_count", b"mixed_group_count", "pass_count", b"pass_count", "pass_rate_histogram", b"pass_rate_histogram", "policy_step", b"policy_step", "prompt_count", b"prompt_count", "timeline", b"timeline", "visited_pass_rate_histogram", b"visited_pass_rate_histogram", "windows", b"windows"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt_count", b"attempt_count", "bands", b"bands", "domains", b"domains", "group_count", b"group_count", "leased_prompt_count", b"leased_prompt_count", "likely_mixed_prompt_count", b"likely_mixed_prompt_count", "mixed_group_count", b"mixed_group_count", "pass_count", b"pass_count", "pass_rate_histogram", b"pass_rate_histogram", "policy_step", b"policy_step", "prompt_count", b"prompt_count", "timeline", b"timeline", "visited_pass_rate_histogram", b"visited_pass_rate_histogram", "windows", b"windows"]) -> None: ...
 
 global___RunStats = RunStats
 

@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from curriculum import Band, Belief, Pool, classify_bands, credible_interval, pass_at_k
+from curriculum import (
+    Band,
+    Belief,
+    Pool,
+    classify_bands,
+    credible_interval,
+    expected_mixed,
+    pass_at_k,
+)
 from curriculum_api.errors import InvalidRequestError, NotFoundError
 from curriculum_server.engine.mirror import Mirror
 from curriculum_server.engine.run import Run
@@ -95,6 +103,12 @@ async def believe(run: Run) -> Beliefs:
 def band_counts(bands: NDArray[np.uint8]) -> Counts:
     """Prompts by band, in the order of `Band`."""
     return np.bincount(bands, minlength=len(Band))
+
+
+def likely_mixed_count(beliefs: Beliefs) -> int:
+    """Prompts of which a group is likelier mixed than not."""
+    group_size = beliefs.mirror.config.selection.group_size
+    return int(np.count_nonzero(expected_mixed(beliefs.belief, group_size) > 0.5))
 
 
 def histogram(pass_rates: NDArray[np.float64]) -> Counts:
