@@ -131,6 +131,10 @@ fuzz: $(VENV)/.dev ## set up, then send random requests for long; FUZZ_EXAMPLES=
 bench-pool: $(VENV)/.dev ## set up, then fill one run until it is large; ARGS='--sizes 100000'
 	@$(BIN)/python tests/bench/bench_pool.py $(ARGS)
 
+# As the server sets it, see its main.py.
+bench bench-overload bench-pool bench-replay bench-worlds bench-learn: \
+  export OPENBLAS_NUM_THREADS := 1
+
 bench-replay: $(VENV)/.dev ## set up, then replay a recorded run: make bench-replay TRACE=FILE
 	@$(if $(TRACE),,echo "TRACE=: name a recorded run"; exit 2)
 	@$(BIN)/python -m tests.bench.replay $(TRACE) $(ARGS)

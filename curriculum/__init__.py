@@ -3,7 +3,7 @@
 Pure functions of their arguments: no clock, no I/O, no global random state.
 """
 
-from curriculum.bands import Band, classify_bands, settled
+from curriculum.bands import Band, bands_settled, classify_bands
 from curriculum.belief import Belief
 from curriculum.beta import beta_cdf, beta_quantile
 from curriculum.compose import compose_batch, warm_up
@@ -32,6 +32,7 @@ __all__ = [
     "Reason",
     "Selection",
     "SelectionConfig",
+    "bands_settled",
     "beta_cdf",
     "beta_quantile",
     "classify_bands",
@@ -44,6 +45,5 @@ __all__ = [
     "mixed_probability_at",
     "pass_at_k",
     "select_probes",
-    "settled",
     "warm_up",
 ]

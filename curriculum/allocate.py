@@ -7,7 +7,7 @@ from curriculum.belief import Belief
 from curriculum.errors import require
 
 _FIRST_WIDTH = 64  # attempts of one prompt whose gains are computed at first
-_CHUNK = 256  # attempts of all prompts that are looked at together
+_PIECE = 256  # attempts of all prompts that are looked at together
 _TIE = 1e-12  # a chance that misses the wanted one by rounding alone has reached it
 
 
@@ -68,7 +68,7 @@ def allocate_attempts(
         served_B = np.sort(np.argsort(-first_B, kind="stable")[:served_count])
     counts_B = np.zeros(prompt_count, dtype=np.int64)
     if served_count:
-        served = Belief(belief.alpha_N[served_B], belief.beta_N[served_B])
+        served = belief.take(served_B)
         counts_B[served_B] = _spend(served, rollout_budget, least, most, cost_B[served_B])
     return counts_B
 
@@ -115,8 +115,8 @@ def attempts_for_first_pass(belief: Belief, chance: float, *, least: int, most: 
     needed_N = np.ones(len(total_N), dtype=np.int64)
     none_N = np.ones(len(total_N))
     short = np.arange(len(total_N))  # prompts whose chance is too small so far
-    for start in range(0, most - 1, _CHUNK):  # the last attempt's chance is not needed
-        step_G = np.arange(start, min(start + _CHUNK, most - 1.0))[:, np.newaxis]
+    for start in range(0, most - 1, _PIECE):  # the last attempt's chance is not needed
+        step_G = np.arange(start, min(start + _PIECE, most - 1.0))[:, np.newaxis]
         fails_GN = (belief.beta_N[short] + step_G) / (total_N[short] + step_G)
         none_GN = none_N[short] * np.multiply.accumulate(fails_GN, axis=0)
         is_short_GN = 1.0 - none_GN < chance - _TIE

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from curriculum.arrays import Bools, Floats
-from curriculum.axes import Singles
+from curriculum.arrays import Bools, Floats, Singles
 from curriculum.description import Descriptions
 from curriculum.scaling import Scale, fit_scale
 
@@ -123,16 +122,16 @@ def fit_absences(sample: Descriptions, room: int) -> AbsenceColumns:
         if _tells_apart(count, len(sample))
     }
     order = sorted(divided, key=lambda name: (divided[name], name is not None, name or ""))
-    return AbsenceColumns(tuple(order[: max(room, 0)]))
+    return AbsenceColumns(tuple(order[:room]))
 
 
-def fit_tags(sample: Descriptions, room: int) -> TagColumns:
+def fit_tags(sample: Descriptions) -> TagColumns:
     """The tags that 0.5% to 99.5% of a sample have: the most frequent, at most 64."""
     counts = Counter(tag for tags in sample.tags for tag in set(tags))
     telling = Counter(
         {tag: count for tag, count in counts.items() if _tells_apart(count, len(sample))}
     )
-    return TagColumns(_frequent(telling, len(sample), min(MAX_TAGS, max(room, 0))))
+    return TagColumns(_frequent(telling, len(sample), MAX_TAGS))
 
 
 def _tells_apart(count: int, total: int) -> bool:

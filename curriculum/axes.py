@@ -1,12 +1,9 @@
 """The leading axes of a matrix: a truncated singular value decomposition."""
 
 import numpy as np
-import numpy.typing as npt
 
+from curriculum.arrays import Hashes, Singles
 from curriculum.errors import require
-
-Singles = npt.NDArray[np.float32]
-Hashes = npt.NDArray[np.uint64]
 
 # Eight spare axes and five rounds: an axis whose singular value exceeds that of the ninth behind it
 # by a tenth is then found to (1 / 1.1)**(2 * 5) of itself, and what matters stands out further.
@@ -54,7 +51,7 @@ def leading_axes(rows_ME: Singles, count: int) -> Singles:
     return np.ascontiguousarray(axes_EK * signs_K, dtype=np.float32)
 
 
-def mixed_bits(values: Hashes) -> Hashes:
+def scrambled(values: Hashes) -> Hashes:
     """Each 64-bit number scrambled, so that all its bits look random: a bijection.
 
     Source: Steele, Lea & Flood (2014), OOPSLA 453-472, the finaliser of SplitMix64.
@@ -69,6 +66,6 @@ def mixed_bits(values: Hashes) -> Hashes:
 
 def _pattern(height: int, width: int) -> Singles:
     """Numbers in [-1/2, 1/2) without structure; no generator's stream, which may change."""
-    numbers = mixed_bits(np.arange(1, height * width + 1, dtype=np.uint64))
+    numbers = scrambled(np.arange(1, height * width + 1, dtype=np.uint64))
     uniform = (numbers >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)
     return (uniform - np.float32(0.5)).reshape(height, width)

@@ -9,10 +9,9 @@ from curriculum.arrays import Bools, Bytes, Floats, Ints
 from curriculum.belief import Belief
 from curriculum.beta import beta_cdf
 from curriculum.errors import require
+from curriculum.grid import LogGrid, read_line
 
-_NODES = 256
-_LOG_LOW, _LOG_HIGH = np.log(0.01), np.log(1e3)
-_STEP = (_LOG_HIGH - _LOG_LOW) / (_NODES - 1)
+_GRID = LogGrid(0.01, 1e3, 256)
 
 
 class Band(IntEnum):
@@ -52,7 +51,7 @@ def classify_bands(belief: Belief, attempts_N: Ints, edge_low: float, edge_high:
     return band_N
 
 
-def settled(belief: Belief, edge_low: float, edge_high: float) -> Bools:
+def bands_settled(belief: Belief, edge_low: float, edge_high: float) -> Bools:
     """Whether a band holds at least 90% of the posterior, so that more attempts would not move it.
 
     For the edge: at most 5% below and at most 5% above, which is sufficient.
@@ -85,20 +84,15 @@ def _mass_below(a: Floats, b: Floats, limit: float, mass: float) -> Bools:
     probability is within .0002 of `mass` for a in [.01, 1000]; outside the last ratio holds.
     """
     ratio = _boundary(round(limit, 12), mass)  # 1 - .95 and .05 are to share a table
-    position = np.clip((np.log(a) - _LOG_LOW) / _STEP, 0.0, _NODES - 1.000001)
-    node = position.astype(np.intp)
-    position -= node
-    lower = ratio.take(node)
-    lower += position * (ratio.take(node + 1) - lower)
-    below: Bools = b > a * lower
+    below: Bools = b > a * read_line(ratio, _GRID.locate(a))
     return below
 
 
 @lru_cache(maxsize=64)
 def _boundary(limit: float, mass: float) -> Floats:
-    """(_NODES,) the b / a at which Beta(a, b) has `mass` below `limit`, by bisection on its log."""
-    a = np.exp(np.linspace(_LOG_LOW, _LOG_HIGH, _NODES))
-    low, width = np.full(_NODES, -12.0), 28.0
+    """For a at each node, the b / a at which `mass` lies below `limit`: bisection on its log."""
+    a = _GRID.nodes
+    low, width = np.full(len(a), -12.0), 28.0
     for _ in range(30):
         width /= 2.0
         too_small = beta_cdf(limit, a, a * np.exp(low + width)) < mass

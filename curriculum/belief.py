@@ -1,10 +1,13 @@
 """The belief over a prompt's pass rate: a beta distribution."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from curriculum.arrays import Floats
+from curriculum.arrays import Bools, Floats, Ints
 
 
 @dataclass(frozen=True)
@@ -13,6 +16,18 @@ class Belief:
 
     alpha_N: Floats
     beta_N: Floats
+
+    @staticmethod
+    def join(parts: Sequence[Belief]) -> Belief:
+        """All of them, one part after the other."""
+        return Belief(
+            np.concatenate([part.alpha_N for part in parts]),
+            np.concatenate([part.beta_N for part in parts]),
+        )
+
+    def take(self, which: Ints | Bools) -> Belief:
+        """Some of them, by index or by mask."""
+        return Belief(self.alpha_N[which], self.beta_N[which])
 
     @property
     def mean(self) -> Floats:

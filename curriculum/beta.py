@@ -1,15 +1,16 @@
-"""The beta distribution's cdf and quantile: exact but slow; fast tables come from it."""
+"""The beta distribution: exact but slow; fast tables come from it."""
 
 import math
 
 import numpy as np
 
-from curriculum.arrays import Floats
+from curriculum.arrays import Floats, Ints
+from curriculum.belief import Belief
 from curriculum.errors import require
 
 _MAX_TERMS = 5_000  # the fraction needs about sqrt(max(a, b)) terms
 _TINY = 1e-300
-_log_gamma = np.frompyfunc(math.lgamma, 1, 1)
+_lgamma = np.frompyfunc(math.lgamma, 1, 1)
 
 
 def beta_cdf(x: Floats | float, alpha: Floats | float, beta: Floats | float) -> Floats:
@@ -53,6 +54,22 @@ def beta_quantile(
     return low + width / 2.0
 
 
+def log_beta_binomial(passes: Ints | int, attempts: int, belief: Belief) -> Floats:
+    """Log probability of the passes among independent attempts, under beliefs over the pass rate.
+
+    ``log [ C(n, k) B(a + k, b + n - k) / B(a, b) ]``
+
+    Args:
+        passes: k in [0, n], one for all beliefs or one for each.
+        attempts: n >= 0.
+        belief: N beliefs.
+    """
+    fails, a, b = attempts - passes, belief.alpha_N, belief.beta_N
+    choose = _log_gamma(attempts + 1) - _log_gamma(passes + 1) - _log_gamma(fails + 1)
+    after = _log_gamma(a + passes) + _log_gamma(b + fails) - _log_gamma(a + b + attempts)
+    return choose + (after - (_log_gamma(a) + _log_gamma(b) - _log_gamma(a + b)))
+
+
 def _checked(
     name: str, fraction: Floats | float, alpha: Floats | float, beta: Floats | float
 ) -> tuple[Floats, Floats, Floats, Floats]:
@@ -61,8 +78,7 @@ def _checked(
     x, a, b = np.broadcast_arrays(*values)
     require(np.all((x >= 0.0) & (x <= 1.0)), name, "array", "in [0, 1]")
     require(np.all((a > 0.0) & (b > 0.0)), "alpha, beta", "array", "> 0")
-    log_beta = _log_gamma(a) + _log_gamma(b) - _log_gamma(a + b)
-    return x, a, b, np.asarray(log_beta, dtype=np.float64)
+    return x, a, b, _log_gamma(a) + _log_gamma(b) - _log_gamma(a + b)
 
 
 def _cdf(x: Floats, a: Floats, b: Floats, log_beta: Floats) -> Floats:
@@ -91,3 +107,7 @@ def _fraction(x: Floats, a: Floats, b: Floats) -> Floats:
         if np.all(np.abs(c * d - 1.0) < 1e-13):
             break
     return value
+
+
+def _log_gamma(x: Floats | Ints | int) -> Floats:
+    return np.asarray(_lgamma(x), dtype=np.float64)

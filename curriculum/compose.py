@@ -1,5 +1,6 @@
 """Composing a batch: reserves, domain shares, the strategy's choice, and what to do when dry."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -12,9 +13,8 @@ from curriculum.belief import Belief
 from curriculum.config import SelectionConfig
 from curriculum.draft import Draft
 from curriculum.errors import require
-from curriculum.interval import credible_interval
 from curriculum.model import Model
-from curriculum.pool import Pool, Reason, Selection
+from curriculum.pool import PIECE_PROMPTS, Pool, Reason, Selection
 from curriculum.shares import domain_shares
 from curriculum.strategies import STRATEGIES, Strategy
 from curriculum.strategies.base import Choice
@@ -26,7 +26,6 @@ _FILL = Strategy(choose=choose_longest_rested)
 _LOOKS_PER_PLACE, _LEAST_LOOKS = 64, 1024
 _LOOKS = 2048  # prompts that a strategy is shown before it draws
 _MOST_GROUPS = 4  # attempts that a budget may give one prompt, in groups
-_MOST_PROPOSED = 1 << 13  # at once: their temporaries stay in the second-level cache
 # To look at every prompt for each domain costs .1 s for a million prompts of a hundred domains.
 _CHEAP_LOOKS = 1 << 17  # prompts times domains, a millisecond
 _ROUNDS_FOR_LEARNED = 8
@@ -102,7 +101,7 @@ def _reserve(task: _Task) -> None:
     looks = max(_LOOKS_PER_PLACE * (review + reach), _LEAST_LOOKS)
     seen = rng.integers(0, size, looks) if looks < size else rng.permutation(size)
     candidates = task.draft.open_among(seen)
-    belief = task.pool.belief_at(candidates, task.model)
+    belief = task.pool.beliefs(task.model, candidates)
     attempts_C = task.pool.attempts_N[candidates]
     band_C = classify_bands(belief, attempts_C, config.edge_low, config.edge_high)
     for band, reason, count in (
@@ -112,7 +111,7 @@ def _reserve(task: _Task) -> None:
         task.draft.take(_first_occurrences(candidates[band_C == band]), reason, count)
 
 
-def _propose(task: _Task, most_rounds: int | None = None) -> None:
+def _propose(task: _Task, most_rounds: int = sys.maxsize) -> None:
     """Successive draws in proportion to the weights, without weighing the whole pool.
 
     Prompts proposed uniformly and accepted with probability weight_i are independent draws in
@@ -130,12 +129,11 @@ def _propose(task: _Task, most_rounds: int | None = None) -> None:
     choice = Choice(task.pool, task.model, task.config, looked, count)
     weigh = task.strategy.appraise(choice, rng)
     acceptance, budget = _FIRST_ACCEPTANCE, len(task.pool) // 2  # a proposal costs twice a pass
-    while (missing := task.draft.missing_count) and acceptance > 0.0:
-        if most_rounds is not None:
-            if not most_rounds:
-                return
-            most_rounds -= 1
-        size = min(int(_SPARE * missing / acceptance) + 32, _MOST_PROPOSED)
+    for _ in range(most_rounds):
+        missing = task.draft.missing_count
+        if not missing or not acceptance:
+            return
+        size = min(int(_SPARE * missing / acceptance) + 32, PIECE_PROMPTS)
         if (budget := budget - size) < 0:
             return
         proposed = task.draft.open_among(rng.integers(0, len(task.pool), size))
@@ -151,20 +149,22 @@ def _fill_shares(task: _Task, shares: Mapping[str, float]) -> None:
     task.draft.left_K[-1] -= held
     # What is learned is no promise: where it would be dear, domains of few prompts leave places.
     is_strict = bool(task.config.domain_shares) or len(task.pool) * len(shares) <= _CHEAP_LOOKS
-    _propose(task, None if is_strict else _ROUNDS_FOR_LEARNED)
     if is_strict:
+        _propose(task)
         _choose(task)
+    else:
+        _propose(task, _ROUNDS_FOR_LEARNED)
     task.draft.left_K[-1] += held
 
 
 def _choose(task: _Task, reason: Reason | None = None) -> None:
-    """Let the strategy choose among all open prompts, group by group."""
+    """Let the strategy choose among all open prompts, share by share."""
     draft, strategy = task.draft, task.strategy
     if not draft.missing_count:
         return
     candidates = draft.all_open()
-    for group in np.flatnonzero(draft.left_K).tolist():
-        members, count = draft.of_group(candidates, group), int(draft.left_K[group])
+    for share in np.flatnonzero(draft.left_K).tolist():
+        members, count = draft.of_share(candidates, share), int(draft.left_K[share])
         if count < len(members):
             choice = Choice(task.pool, task.model, task.config, members, count)
             members = strategy.choose(choice, task.rng)
@@ -178,35 +178,32 @@ def _describe(task: _Task, rollout_budget: int | None) -> Selection:
     order = task.rng.permutation(len(indices_B))
     indices_B, reasons_B = indices_B[order], reasons_B[order]
     reasons_B[(reasons_B == Reason.EDGE) & (pool.attempts_N[indices_B] == 0)] = Reason.EXPLORE
-    belief = pool.belief_at(indices_B, task.model)
-    attempts_B = _attempts(task, indices_B, reasons_B, belief)
-    why = shortfall(len(indices_B), missing, pool)
+    belief = pool.beliefs(task.model, indices_B)
+    attempts_B = _attempts(task.config, reasons_B, belief)
+    shortfall = pool.shortfall(len(indices_B), missing)
     if rollout_budget is not None:
-        attempts_B = _allot(task, indices_B, reasons_B, belief, rollout_budget)
+        attempts_B = _allot(task, indices_B, reasons_B, attempts_B, belief, rollout_budget)
         kept = attempts_B > 0
         if not kept.all():
-            why = f"{kept.sum()} of {len(kept) + missing}: rollout_budget={rollout_budget} is spent"
+            served = f"{kept.sum()} of {len(kept) + missing}"
+            shortfall = f"{served}: rollout_budget={rollout_budget} is spent"
         indices_B, reasons_B, attempts_B = indices_B[kept], reasons_B[kept], attempts_B[kept]
-        belief = Belief(belief.alpha_N[kept], belief.beta_N[kept])
-    low_B, high_B = credible_interval(belief.alpha_N, belief.beta_N)
-    return Selection(
-        indices_B=indices_B,
+        belief = belief.take(kept)
+    return Selection.of(
+        belief,
+        indices_B,
         attempt_counts_B=attempts_B,
         reasons_B=reasons_B,
-        pass_rate_B=belief.mean,
-        pass_rate_low_B=low_B,
-        pass_rate_high_B=high_B,
-        shortfall=why,
+        shortfall=shortfall,
     )
 
 
-def _attempts(task: _Task, indices_B: Ints, reasons_B: Bytes, belief: Belief) -> Ints:
+def _attempts(config: SelectionConfig, reasons_B: Bytes, belief: Belief) -> Ints:
     """A group for each; for long shots as many as show a pass with the chance wanted."""
-    config = task.config
-    attempts_B = np.full(len(indices_B), config.group_size, dtype=np.int64)
-    reach = np.flatnonzero(reasons_B == Reason.REACH)
-    attempts_B[reach] = attempts_for_first_pass(
-        Belief(belief.alpha_N[reach], belief.beta_N[reach]),
+    attempts_B = np.full(len(reasons_B), config.group_size, dtype=np.int64)
+    reach_B = reasons_B == Reason.REACH
+    attempts_B[reach_B] = attempts_for_first_pass(
+        belief.take(reach_B),
         config.reach_chance,
         least=config.group_size,
         most=config.group_size * config.reach_attempt_factor,
@@ -215,34 +212,28 @@ def _attempts(task: _Task, indices_B: Ints, reasons_B: Bytes, belief: Belief) ->
 
 
 def _allot(
-    task: _Task, indices_B: Ints, reasons_B: Bytes, belief: Belief, rollout_budget: int
+    task: _Task,
+    indices_B: Ints,
+    reasons_B: Bytes,
+    attempts_B: Ints,
+    belief: Belief,
+    rollout_budget: int,
 ) -> Ints:
     """The budget by marginal gain. Long shots have their attempts first, as far as their share of
     the batch is one of the budget."""
     config = task.config
-    attempts_B = _attempts(task, indices_B, reasons_B, belief)
     reach_B = reasons_B == Reason.REACH
     for_reach = int(rollout_budget * config.reach_share)
     reach_B &= np.cumsum(np.where(reach_B, attempts_B, 0)) <= for_reach
-    rest = np.flatnonzero(~reach_B)
-    left = rollout_budget - int(attempts_B[reach_B].sum())
-    cost_B = task.pool.look(indices_B[rest], task.model).relative_cost() ** config.token_weight
-    attempts_B[rest] = allocate_attempts(
-        Belief(belief.alpha_N[rest], belief.beta_N[rest]),
-        left,
+    cost_B = task.pool.look(indices_B[~reach_B], task.model).relative_cost() ** config.token_weight
+    allotted_B = attempts_B.copy()
+    allotted_B[~reach_B] = allocate_attempts(
+        belief.take(~reach_B),
+        rollout_budget - int(attempts_B[reach_B].sum()),
         most=config.group_size * _MOST_GROUPS,
         cost_B=cost_B,
     )
-    return attempts_B
-
-
-def shortfall(served: int, missing: int, pool: Pool) -> str:
-    """Why a batch is smaller than asked; empty when none are missing."""
-    if not missing:
-        return ""
-    leased = len(pool) - int(np.count_nonzero(pool.free_N))
-    why = f"{leased} prompts are leased, the rest of the pool is empty"
-    return f"{served} of {served + missing}: {why if leased else 'the pool holds no more prompts'}"
+    return allotted_B
 
 
 def _first_occurrences(indices_C: Ints) -> Ints:

@@ -8,8 +8,6 @@ from typing import Any
 from curriculum.errors import InvalidInputError, require
 from curriculum.strategies import STRATEGIES
 
-_WHOLE = ("group_size", "rest_steps", "reach_attempt_factor", "max_share_steps", "candidate_ratio")
-
 
 @dataclass(frozen=True)
 class SelectionConfig:
@@ -74,9 +72,8 @@ class SelectionConfig:
     def __post_init__(self) -> None:
         names = sorted(STRATEGIES)
         require(self.strategy in names, "strategy", self.strategy, f"one of {', '.join(names)}")
-        for name in _WHOLE:
-            value = getattr(self, name)
-            require(type(value) is int, name, value, "a whole number")
+        for name in (entry.name for entry in fields(self) if entry.type is int):
+            self._require(type(getattr(self, name)) is int, name, "a whole number")
         self._require(2 <= self.group_size <= 1024, "group_size", "in [2, 1024]")
         for name in ("optimism", "sharpness", "wear_visits", "edge_low", "edge_high"):
             require(_is_finite(getattr(self, name)), name, getattr(self, name), "a finite number")
@@ -86,10 +83,9 @@ class SelectionConfig:
             self._require(getattr(self, name) >= 1, name, ">= 1")
         for name in ("review_share", "reach_share", "learned_shares", "token_weight"):
             self._require(_is_share(getattr(self, name)), name, "in [0, 1]")
-        for name in ("max_share", "reach_chance"):
-            self._require(_is_share(getattr(self, name)), name, "in (0, 1]")
-        self._require(self.max_share > 0.0, "max_share", "in (0, 1]")
-        self._require(0.0 < self.reach_chance < 1.0, "reach_chance", "in (0, 1)")
+        self._require(_is_share(self.max_share) and self.max_share > 0, "max_share", "in (0, 1]")
+        is_chance = _is_share(self.reach_chance) and 0 < self.reach_chance < 1
+        self._require(is_chance, "reach_chance", "in (0, 1)")
         together = self.review_share + self.reach_share
         require(together <= 1.0, "review_share + reach_share", together, "in [0, 1]")
         self._require(0.0 < self.edge_low < 1.0, "edge_low", "in (0, 1)")

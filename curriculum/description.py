@@ -4,13 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from curriculum.arrays import Ints
+from curriculum.arrays import Ints, Reals
 from curriculum.errors import require
-
-Vector = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -27,7 +22,7 @@ class Descriptions:
     texts: Sequence[bytes]
     attributes: Sequence[Mapping[str, float]]
     tags: Sequence[Collection[str]]
-    embeddings: Sequence[Vector | None]
+    embeddings: Sequence[Reals | None]
 
     def __post_init__(self) -> None:
         for name in ("attributes", "tags", "embeddings"):

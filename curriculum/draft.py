@@ -37,7 +37,7 @@ class Draft:
         rest_steps = min(config.rest_steps, len(pool) // (_RESTING_SHARE * max(prompt_count, 1)))
         rested_step = max(pool.policy_step - rest_steps, -1)  # -1: never served is rested
         self._latest_step = rested_step if resting and rest_steps else _NEVER_RESTING
-        self._group_D, self.left_K = domain_places(pool.domains, shares, prompt_count)
+        self._share_D, self.left_K = domain_places(pool.domains, shares, prompt_count)
         self._indices: list[Ints] = []
         self._reasons: list[Bytes] = []
 
@@ -71,23 +71,23 @@ class Draft:
         recent = [block for block in self._pool.blocks if block.mid_step > since]
         return recent, self._cap * sum(int(block.attempts_N.sum()) for block in recent)
 
-    def of_group(self, indices_M: Ints, group: int) -> Ints:
-        """Those of the prompts that would take the group's places."""
-        return indices_M if len(self.left_K) == 1 else indices_M[self._groups(indices_M) == group]
+    def of_share(self, indices_M: Ints, share: int) -> Ints:
+        """Those of the prompts that would take the share's places."""
+        return indices_M if len(self.left_K) == 1 else indices_M[self._shares(indices_M) == share]
 
-    def _groups(self, indices_M: Ints) -> Ints:
-        return self._group_D[self._pool.domain_N[indices_M]]
+    def _shares(self, indices_M: Ints) -> Ints:
+        return self._share_D[self._pool.domain_N[indices_M]]
 
     def take(self, indices_M: Ints, reason: Reason, limit: int | None = None) -> int:
         """Take distinct open prompts in order, while their places and the limit last."""
         if len(self.left_K) > 1:
-            group_M, admitted_M = self._groups(indices_M), np.zeros(len(indices_M), dtype=bool)
-            for group, left in enumerate(self.left_K):
-                admitted_M[np.flatnonzero(group_M == group)[:left]] = True
+            share_M, admitted_M = self._shares(indices_M), np.zeros(len(indices_M), dtype=bool)
+            for share, left in enumerate(self.left_K):
+                admitted_M[np.flatnonzero(share_M == share)[:left]] = True
             indices_M = indices_M[admitted_M]
         indices_M = indices_M[: min(self.missing_count, len(indices_M) if limit is None else limit)]
         self._free_N[indices_M] = False
-        self.left_K -= np.bincount(self._groups(indices_M), minlength=len(self.left_K))
+        self.left_K -= np.bincount(self._shares(indices_M), minlength=len(self.left_K))
         self._indices.append(indices_M)
         self._reasons.append(np.full(len(indices_M), reason, dtype=np.uint8))
         return len(indices_M)
@@ -95,7 +95,7 @@ class Draft:
     def waive_shares(self) -> None:
         """Let any domain take the places that are left."""
         self.left_K = self.left_K.sum(keepdims=True)
-        self._group_D = np.zeros_like(self._group_D)
+        self._share_D = np.zeros_like(self._share_D)
 
     def waive_rest(self) -> None:
         """Let resting prompts in, and those that had their share."""
@@ -111,16 +111,16 @@ class Draft:
 def domain_places(
     domains: tuple[str, ...], shares_by_name: Mapping[str, float], prompt_count: int
 ) -> tuple[Ints, Ints]:
-    """Places of each listed domain by largest remainder; the last group is all other domains.
+    """Places of each listed domain by largest remainder; the last share is of all other domains.
 
     Returns:
-        group_D, the group of each domain, and places_K, which sum to `prompt_count`.
+        share_D, the number of each domain's share, and places_K, which sum to `prompt_count`.
     """
-    listed = {name: group for group, name in enumerate(shares_by_name)}
+    listed = {name: number for number, name in enumerate(shares_by_name)}
     shares = [*shares_by_name.values()]
     quota_K = np.array([*shares, max(1.0 - sum(shares), 0.0)]) * prompt_count
     places_K = quota_K.astype(np.int64)
     by_remainder = np.argsort(places_K - quota_K, kind="stable")
     places_K[by_remainder[: prompt_count - places_K.sum()]] += 1
-    groups = [listed.get(name, len(listed)) for name in domains]
-    return np.array(groups, dtype=np.int64), places_K
+    share_D = np.array([listed.get(name, len(listed)) for name in domains], dtype=np.int64)
+    return share_D, places_K

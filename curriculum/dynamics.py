@@ -28,9 +28,9 @@ _MEMORY = 0.9
 # Prior precision of a drift, in (logits per step)**-2: its sd in the same trace is about .01, and
 # domains differ among themselves about half as much.
 _POOL_PRECISION, _DOMAIN_PRECISION = 1e4, 4e4
-# A half-passing group of 8 is a lesson of 4. None is assumed until some hundred prompts show it,
-# for what is believed in error of prompts visited once looks much like a gain.
-_START_GAIN, _GAIN_PRECISION, _MOST_GAIN = 0.0, 1e4, 0.25
+# A half-passing group of 8 is a lesson of 4. No gain is assumed until some hundred prompts show it,
+# for what is believed in error of prompts visited once looks much like one.
+_GAIN_PRECISION, _MOST_GAIN = 1e4, 0.25
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,6 @@ class Dynamics:
     diffusion: float
     drift_WD: Floats
     gain: float
-
-    @staticmethod
-    def at_rest(block_count: int, domain_count: int) -> Dynamics:
-        """What is assumed before anything was visited twice."""
-        return Dynamics(_START_DIFFUSION, np.zeros((block_count + 1, domain_count)), _START_GAIN)
 
     def extended(self, block_count: int) -> Dynamics:
         """The same for a ledger with more blocks: the last trend goes on."""
@@ -216,7 +211,7 @@ class _Trend:
 
     def __init__(self, count: int, domain_count: int) -> None:
         self.drift_QD = np.zeros((count, domain_count))
-        self.gain_Q = np.full(count, _START_GAIN)
+        self.gain_Q = np.zeros(count)
         self._drift_QD = np.zeros((count, domain_count))
         self._both_QD = np.zeros((count, domain_count))
         self._gain_Q = np.zeros(count)
@@ -252,9 +247,8 @@ class _Trend:
         drift_Q, both_Q = self._drift_QD.sum(axis=1) + _POOL_PRECISION, self._both_QD.sum(axis=1)
         gain_Q = self._gain_Q + _GAIN_PRECISION
         toward_drift_Q = self._toward_drift_QD.sum(axis=1)
-        toward_gain_Q = self._toward_gain_Q + _GAIN_PRECISION * _START_GAIN
         determinant_Q = drift_Q * gain_Q - both_Q * both_Q
-        gain_Q = (drift_Q * toward_gain_Q - both_Q * toward_drift_Q) / determinant_Q
+        gain_Q = (drift_Q * self._toward_gain_Q - both_Q * toward_drift_Q) / determinant_Q
         self.gain_Q = np.clip(gain_Q, 0.0, _MOST_GAIN)
         pool_Q = (toward_drift_Q - both_Q * self.gain_Q) / drift_Q
         own_QD = self._toward_drift_QD - self._both_QD * self.gain_Q[:, None]

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from curriculum.axes import Singles, leading_axes
-from curriculum.description import Descriptions, Vector
+from curriculum.arrays import Bools, Reals, Singles
+from curriculum.axes import leading_axes
+from curriculum.description import Descriptions
 from curriculum.errors import require
 from curriculum.scaling import Scale, fit_scale
 
 MAX_EMBEDDING_COMPONENTS = 32
-BLOCK_ROWS = 256
+PIECE_ROWS = 256
 """Rows of a product. All products have this many, and a prompt always has the same place in its
 own: so its numbers do not depend, to the bit, on which others are encoded with it."""
 
@@ -24,7 +24,7 @@ class EmbeddingColumns:
     size: float
     centre_E: Singles
     axes_EK: Singles
-    kept_K: npt.NDArray[np.bool_]
+    kept_K: Bools
     scale: Scale
 
     @property
@@ -40,8 +40,8 @@ class EmbeddingColumns:
         columns_MK = np.zeros((len(prompts), len(self.names)), np.float32)
         start = 0
         while start < len(prompts):
-            place = (first + start) % BLOCK_ROWS
-            stop = min(len(prompts), start + BLOCK_ROWS - place)
+            place = (first + start) % PIECE_ROWS
+            stop = min(len(prompts), start + PIECE_ROWS - place)
             vectors = prompts.embeddings[start:stop]
             has_M = np.array([vector is not None for vector in vectors], bool)
             if has_M.any():
@@ -50,13 +50,13 @@ class EmbeddingColumns:
             start = stop
         return columns_MK
 
-    def _project(self, vectors: Sequence[Vector | None], place: int) -> Singles:
+    def _project(self, vectors: Sequence[Reals | None], place: int) -> Singles:
         rows = slice(place, place + len(vectors))
-        block_RE = np.zeros((BLOCK_ROWS, len(self.centre_E)), np.float32)
-        block_RE[rows] = _rows(vectors, self.centre_E)
-        block_RE /= np.float32(self.size)
-        block_RE -= self.centre_E
-        components_RK: Singles = block_RE @ self.axes_EK
+        piece_RE = np.zeros((PIECE_ROWS, len(self.centre_E)), np.float32)
+        piece_RE[rows] = _rows(vectors, self.centre_E)
+        piece_RE /= np.float32(self.size)
+        piece_RE -= self.centre_E
+        components_RK: Singles = piece_RE @ self.axes_EK
         return components_RK[rows, self.kept_K]
 
 
@@ -82,7 +82,7 @@ def fit_embeddings(sample: Descriptions) -> EmbeddingColumns | None:
     return EmbeddingColumns(size, centre_E, axes_EK, kept_K, scale.take(kept_K))
 
 
-def _rows(vectors: Sequence[Vector | None], centre_E: Singles) -> Singles:
+def _rows(vectors: Sequence[Reals | None], centre_E: Singles) -> Singles:
     rows_ME = np.zeros((len(vectors), len(centre_E)), np.float32)
     for row, vector in enumerate(vectors):
         if vector is not None:

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from curriculum.arrays import Floats, Ints
+from curriculum.arrays import Halves, Singles
 from curriculum.attributes import fit_absences, fit_attributes, fit_tags
-from curriculum.axes import Singles
 from curriculum.description import Descriptions, PromptSource
 from curriculum.embedding import fit_embeddings
 from curriculum.errors import require
+from curriculum.sampling import even_sample
 from curriculum.text import TextBasis, fit_text_basis
 
 MAX_COLUMNS = 128
@@ -26,11 +25,6 @@ SAMPLE_PROMPTS = 1 << 12
 """Enough for a tag of one prompt in 200 to be there some 20 times."""
 
 _READ_PROMPTS = 1 << 10
-_WEIGHED_PROMPTS = 1 << 13
-# By the golden ratio, which unlike a stride never falls into step with interleaved domains.
-_SPREAD = np.sort(np.arange(SAMPLE_PROMPTS) * 0.6180339887498949 % 1.0)
-
-Halves = npt.NDArray[np.float16]
 
 
 class Columns(Protocol):
@@ -54,45 +48,30 @@ class Features:
         names: of the K <= 128 columns: `feature:NAME`, `no feature:NAME`, `embedding:NUMBER`,
             `no embedding`, `text:NUMBER`, `text:length`, `text:digits`, `text:symbols`, `tag:NAME`.
         columns: what made them, and makes those of further prompts.
-        use_text: as it was asked for.
     """
 
     values_NK: Halves
     names: tuple[str, ...]
     columns: tuple[Columns, ...]
-    use_text: bool | None
 
     def __len__(self) -> int:
         return len(self.values_NK)
 
-    def weighed(self, weights_K: Floats) -> Floats:
-        """(N,) ``X w``, in double precision and without a copy of the matrix in it."""
-        require(len(weights_K) == len(self.names), "len(weights_K)", len(weights_K), "K")
-        products_N = np.empty(len(self))
-        for start in range(0, len(self), _WEIGHED_PROMPTS):
-            rows_MK = self.values_NK[start : start + _WEIGHED_PROMPTS].astype(np.float64)
-            products_N[start : start + len(rows_MK)] = rows_MK @ weights_K
-        return products_N
 
-
-def design_matrix(prompts: PromptSource, *, use_text: bool | None = None) -> Features:
+def design_matrix(prompts: PromptSource) -> Features:
     """The features of all prompts; see the modules of the columns for what they are.
 
-    At most 128 columns; where there is more to say, numbers go before embeddings, these before
-    texts, and labels share what is left.
-
-    Args:
-        prompts: N >= 0 of them.
-        use_text: whether the texts' features are used. None uses them where they are all there is
-            but labels: where the sample has no attributes and no embeddings.
+    Numbers and embeddings, or the texts where the sample has neither; then labels, and what is
+    absent as far as there is room: at most 128 columns.
     """
-    columns = _fit(prompts.read(_sample(len(prompts))), use_text)
+    sample = even_sample(_fitted_count(len(prompts)), SAMPLE_PROMPTS)
+    columns = _fit(prompts.read(sample))
     names = tuple(name for part in columns for name in part.names)
     values_NK = np.empty((len(prompts), len(names)), np.float16)
-    empty = Features(values_NK[:0], names, columns, use_text)
+    empty = Features(values_NK[:0], names, columns)
     for start, rows_MK in _encoded(empty, prompts):
         values_NK[start : start + len(rows_MK)] = rows_MK
-    return Features(values_NK, names, columns, use_text)
+    return Features(values_NK, names, columns)
 
 
 def extend(features: Features, prompts: PromptSource) -> Features:
@@ -105,9 +84,9 @@ def extend(features: Features, prompts: PromptSource) -> Features:
     if len(prompts) == len(features):
         return features
     if _fitted_count(len(prompts)) != _fitted_count(len(features)):
-        return design_matrix(prompts, use_text=features.use_text)
+        return design_matrix(prompts)
     parts = [features.values_NK, *(rows_MK for _, rows_MK in _encoded(features, prompts))]
-    return Features(np.concatenate(parts), features.names, features.columns, features.use_text)
+    return Features(np.concatenate(parts), features.names, features.columns)
 
 
 def _encoded(known: Features, prompts: PromptSource) -> Iterator[tuple[int, Halves]]:
@@ -124,15 +103,14 @@ def _encoded(known: Features, prompts: PromptSource) -> Iterator[tuple[int, Halv
         yield start, rows_MK
 
 
-def _fit(sample: Descriptions, use_text: bool | None) -> tuple[Columns, ...]:
+def _fit(sample: Descriptions) -> tuple[Columns, ...]:
     attributes, embeddings = fit_attributes(sample), fit_embeddings(sample)
     parts: list[Columns] = [attributes, *([embeddings] if embeddings else [])]
-    if use_text is None:
-        use_text = not any(part.names for part in parts)
-    if use_text:
+    if not any(part.names for part in parts):
         parts.append(_TextColumns(fit_text_basis(sample.texts)))
-    parts.append(fit_tags(sample, _room(parts)))
-    parts.append(fit_absences(sample, _room(parts)))
+    parts.append(fit_tags(sample))
+    room = MAX_COLUMNS - sum(len(part.names) for part in parts)
+    parts.append(fit_absences(sample, room))
     return tuple(part for part in parts if part.names)
 
 
@@ -148,17 +126,6 @@ class _TextColumns:
         return self.basis.encode(prompts.texts)
 
 
-def _room(parts: list[Columns]) -> int:
-    return MAX_COLUMNS - sum(len(part.names) for part in parts)
-
-
 def _fitted_count(prompt_count: int) -> int:
     """The largest power of two of at most so many prompts; 0 of none."""
     return 1 << (prompt_count.bit_length() - 1) if prompt_count else 0
-
-
-def _sample(prompt_count: int) -> Ints:
-    count = _fitted_count(prompt_count)
-    if count <= SAMPLE_PROMPTS:
-        return np.arange(count)
-    return (_SPREAD * count).astype(np.int64)

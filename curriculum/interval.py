@@ -4,13 +4,12 @@ from functools import lru_cache
 
 import numpy as np
 
-from curriculum.arrays import Floats, Ints
+from curriculum.arrays import Floats
 from curriculum.beta import beta_quantile
 from curriculum.errors import require
+from curriculum.grid import LogGrid
 
-_NODES = 72
-_LOG_LOW, _LOG_HIGH = np.log(0.01), np.log(2e4)
-_STEP = (_LOG_HIGH - _LOG_LOW) / (_NODES - 1)
+_GRID = LogGrid(0.01, 2e4, 72)
 
 
 def credible_interval(alpha: Floats, beta: Floats, level: float = 0.9) -> tuple[Floats, Floats]:
@@ -39,29 +38,15 @@ def credible_interval(alpha: Floats, beta: Floats, level: float = 0.9) -> tuple[
     require(alpha.shape == beta.shape, "shapes", (alpha.shape, beta.shape), "equal")
     require(np.all((alpha > 0.0) & (beta > 0.0)), "alpha, beta", "array", "> 0")
     table = _quantiles(0.5 - level / 2.0)
-    (row, in_row), (column, in_column) = _locate(alpha), _locate(beta)
-    low = _interpolate(table, row * _NODES + column, in_row, in_column)
-    high = 1.0 - _interpolate(table, column * _NODES + row, in_column, in_row)
+    row, column = _GRID.locate(alpha), _GRID.locate(beta)
+    low = _GRID.read(table, row, column)
+    high = 1.0 - _GRID.read(table, column, row)
     mean = alpha / (alpha + beta)
     return np.minimum(low, mean), np.maximum(high, mean)
 
 
 @lru_cache(maxsize=8)
 def _quantiles(mass: float) -> Floats:
-    """(_NODES**2,) the quantile at every node, row by row of log a."""
-    nodes = np.exp(np.linspace(_LOG_LOW, _LOG_HIGH, _NODES))
+    """The quantile at every node, row by row of a."""
+    nodes = _GRID.nodes
     return beta_quantile(mass, nodes[:, None], nodes[None, :], halvings=16).ravel()
-
-
-def _locate(parameter: Floats) -> tuple[Ints, Floats]:
-    """The node below, and how far on the way to the next, in [0, 1]."""
-    position = np.clip((np.log(parameter) - _LOG_LOW) / _STEP, 0.0, _NODES - 1.000001)
-    node = position.astype(np.intp)
-    return node, position - node
-
-
-def _interpolate(table: Floats, node: Ints, in_row: Floats, in_column: Floats) -> Floats:
-    above = table[node] + in_column * (table[node + 1] - table[node])
-    below = table[node + _NODES]
-    below = below + in_column * (table[node + _NODES + 1] - below)
-    return above + in_row * (below - above)

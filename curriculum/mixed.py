@@ -24,12 +24,8 @@ def mixed_probability_at(pass_rate: Floats, group_size: int) -> Floats:
         InvalidInputError: an argument outside its range.
     """
     require(np.all((pass_rate >= 0.0) & (pass_rate <= 1.0)), "pass_rate", "array", "in [0, 1]")
-    return _mixed_at_rare(np.minimum(pass_rate, 1.0 - pass_rate), group_size)
-
-
-def _mixed_at_rare(rare: Floats, group_size: int) -> Floats:
-    """`mixed_probability_at` for a rate known to be in [0, 1/2]."""
     require(group_size >= 2, "group_size", group_size, ">= 2")
+    rare = np.minimum(pass_rate, 1.0 - pass_rate)
     some, only = rare, rare
     for bit in f"{group_size:b}"[1:]:
         some, only = some * (2.0 - some), only * only

@@ -5,22 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from curriculum.arrays import Floats, Ints
+from curriculum.arrays import Floats, Ints, Reals
 from curriculum.belief import Belief
 from curriculum.dynamics import MOST_SHIFT, Dynamics, carry, fit_dynamics, lesson, shifted
 from curriculum.evidence import Block, gather, gather_squares
 from curriculum.prior import Prior, fit_prior
+from curriculum.sampling import even_sample
 from curriculum.spread import fit_grain
 
-# Enough for a standard error of .006 on a mean; more would cost time and change nothing. Spread by
-# the golden ratio, which unlike a stride never falls into step with interleaved domains.
+# Enough for a standard error of .006 on a mean; more would cost time and change nothing.
 _SAMPLE_PROMPTS = 1 << 13
-_SPREAD = np.sort(np.arange(_SAMPLE_PROMPTS) * 0.6180339887498949 % 1.0)
 _WEAR_STEPS = 100.0  # as many as `max_share` looks back by default
 _NOTHING_KNOWN = 2e-3  # attempts that a prior weighs so that the evidence alone speaks
 
@@ -37,10 +34,15 @@ class State:
     belief: Belief
     worn_M: Floats
 
+    @staticmethod
+    def join(parts: Sequence[State]) -> State:
+        """All of them, one part after the other."""
+        belief = Belief.join([part.belief for part in parts])
+        return State(belief, np.concatenate([part.worn_M for part in parts]))
+
     def take(self, indices_K: Ints) -> State:
         """Some of them."""
-        alpha_K, beta_K = self.belief.alpha_N.take(indices_K), self.belief.beta_N.take(indices_K)
-        return State(Belief(alpha_K, beta_K), self.worn_M.take(indices_K))
+        return State(self.belief.take(indices_K), self.worn_M.take(indices_K))
 
 
 @dataclass(frozen=True)
@@ -117,14 +119,15 @@ def fit_model(
     blocks: Sequence[Block],
     domain_N: Ints,
     domain_count: int,
-    features_NK: npt.NDArray[np.floating[Any]] | None = None,
+    features_NK: Reals | None = None,
 ) -> Model:
     """Dynamics first, from prompts that were visited again; then the prior, from what the
     evidence is worth today. Of more than 8,192 visited prompts an even sample is used."""
     visited = np.zeros(len(domain_N), dtype=bool)
     for block in blocks:
         visited |= block.attempts_N > 0
-    sample_S = _even_sample(np.flatnonzero(visited))
+    visited_M = np.flatnonzero(visited)
+    sample_S = visited_M[even_sample(len(visited_M), _SAMPLE_PROMPTS)]
     passes_WS, attempts_WS = gather(blocks, sample_S)
     squares_S, grain = gather_squares(blocks, sample_S), 1.0
     if squares_S is not None:
@@ -147,10 +150,3 @@ def fit_model(
 def _totals(passes_WS: Floats, attempts_WS: Floats) -> tuple[Floats, Floats]:
     passes_S = passes_WS.sum(axis=0)
     return passes_S, attempts_WS.sum(axis=0) - passes_S
-
-
-def _even_sample(indices_M: Ints) -> Ints:
-    """At most 8,192 of the indices; always the same ones."""
-    if len(indices_M) <= _SAMPLE_PROMPTS:
-        return indices_M
-    return indices_M[(_SPREAD * len(indices_M)).astype(np.intp)]

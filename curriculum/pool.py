@@ -1,24 +1,23 @@
 """What selection sees and what it answers."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from curriculum.arrays import Bools, Bytes, Floats, Ints
+from curriculum.arrays import Bools, Bytes, Floats, Ints, Reals
 from curriculum.belief import Belief
 from curriculum.errors import require
 from curriculum.evidence import Block, gather
+from curriculum.interval import credible_interval
 from curriculum.model import Model, State, fit_model
 from curriculum.sight import Sight
 
-Features = npt.NDArray[np.floating[Any]]
-"""Half precision is enough: they are cast where they are used."""
-
-_PIECE_PROMPTS = 1 << 13  # whose temporaries stay in the second-level cache
+PIECE_PROMPTS = 1 << 13
+"""So many at once, whose temporaries stay in the second-level cache."""
 
 
 class Reason(IntEnum):
@@ -46,6 +45,7 @@ class Pool:
         free_N: not leased.
         policy_step: the step for which prompts are chosen.
         features_NK: what is known of the prompts beside their domain, of order 1; None is nothing.
+            Half precision is enough.
         tokens_N: tokens of all attempts ever made; None where nobody reported them.
     """
 
@@ -56,7 +56,7 @@ class Pool:
     last_served_step_N: Ints
     free_N: Bools
     policy_step: int
-    features_NK: Features | None = None
+    features_NK: Reals | None = None
     tokens_N: Ints | None = None
 
     def __post_init__(self) -> None:
@@ -79,20 +79,14 @@ class Pool:
         in the first block, what there is. Leases and servings do not matter."""
         blocks = self.blocks[:-1] or self.blocks
         model = fit_model(blocks, self.domain_N, len(self.domains), self.features_NK)
-        return replace(model, settled=self._settled(model))
+        states = [self.settle(piece_M, model) for piece_M in pieces(np.arange(len(self)))]
+        return replace(model, settled=State.join(states))
 
-    def _settled(self, model: Model) -> State:
-        """What the closed blocks leave of every prompt."""
+    def settle(self, indices_M: Ints, model: Model) -> State:
+        """What the closed blocks leave of some prompts."""
         closed = self.blocks[:-1]
         mid_W = np.array([block.mid_step for block in closed])
-        states = [
-            model.settle(*gather(closed, piece_M), mid_W, *self.known_of(piece_M))
-            for piece_M in _pieces(np.arange(len(self)))
-        ]
-        return State(
-            _joined([state.belief for state in states]),
-            np.concatenate([state.worn_M for state in states]),
-        )
+        return model.settle(*gather(closed, indices_M), mid_W, *self._known_of(indices_M))
 
     @cached_property
     def mean_tokens(self) -> float:
@@ -106,21 +100,26 @@ class Pool:
         """At some prompts."""
         return Sight(self, model, indices_M)
 
-    def belief_at(self, indices_M: Ints, model: Model) -> Belief:
-        """The belief over some prompts."""
-        return self.look(indices_M, model).belief
-
     def beliefs(self, model: Model, indices_M: Ints | None = None) -> Belief:
-        """The belief over every prompt, or over many."""
+        """The belief over some prompts, or over every one."""
         indices_M = np.arange(len(self)) if indices_M is None else indices_M
-        return _joined([self.belief_at(piece_M, model) for piece_M in _pieces(indices_M)])
+        return Belief.join([self.look(piece_M, model).belief for piece_M in pieces(indices_M)])
 
     def prior_means(self, model: Model) -> Floats:
         """The prior mean of every prompt."""
-        pieces = _pieces(np.arange(len(self)))
-        return np.concatenate([model.prior.mean_at(*self.known_of(piece_M)) for piece_M in pieces])
+        known = map(self._known_of, pieces(np.arange(len(self))))
+        return np.concatenate([model.prior.mean_at(*known_M) for known_M in known])
 
-    def known_of(self, indices_M: Ints) -> tuple[Ints, Floats | None]:
+    def shortfall(self, served: int, missing: int) -> str:
+        """Why a batch is smaller than asked; empty when none are missing."""
+        if not missing:
+            return ""
+        leased = len(self) - int(np.count_nonzero(self.free_N))
+        empty = "the pool holds no more prompts"
+        why = f"{leased} prompts are leased, the rest of the pool is empty" if leased else empty
+        return f"{served} of {served + missing}: {why}"
+
+    def _known_of(self, indices_M: Ints) -> tuple[Ints, Floats | None]:
         """Domains and features."""
         domain_M = self.domain_N[indices_M].astype(np.intp)
         if self.features_NK is None:
@@ -128,15 +127,10 @@ class Pool:
         return domain_M, self.features_NK[indices_M].astype(np.float64)
 
 
-def _pieces(indices_M: Ints) -> list[Ints]:
-    return np.array_split(indices_M, len(indices_M) // _PIECE_PROMPTS + 1)
-
-
-def _joined(parts: list[Belief]) -> Belief:
-    return Belief(
-        np.concatenate([part.alpha_N for part in parts]),
-        np.concatenate([part.beta_N for part in parts]),
-    )
+def pieces(indices_M: Ints) -> list[Ints]:
+    """At least one, of at most `PIECE_PROMPTS` each."""
+    starts = range(0, max(len(indices_M), 1), PIECE_PROMPTS)
+    return [indices_M[start : start + PIECE_PROMPTS] for start in starts]
 
 
 @dataclass(frozen=True)
@@ -160,3 +154,13 @@ class Selection:
     pass_rate_low_B: Floats
     pass_rate_high_B: Floats
     shortfall: str
+
+    @staticmethod
+    def of(
+        belief: Belief, indices_B: Ints, *, attempt_counts_B: Ints, reasons_B: Bytes, shortfall: str
+    ) -> Selection:
+        """With what is believed of its prompts."""
+        low_B, high_B = credible_interval(belief.alpha_N, belief.beta_N)
+        return Selection(
+            indices_B, attempt_counts_B, reasons_B, belief.mean, low_B, high_B, shortfall
+        )

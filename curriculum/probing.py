@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from curriculum.compose import shortfall
 from curriculum.errors import require
-from curriculum.interval import credible_interval
 from curriculum.model import Model
 from curriculum.pool import Pool, Reason, Selection
 
@@ -42,15 +40,11 @@ def select_probes(
     belief = pool.beliefs(model, free_M)
     gain_M = belief.sd**2 / (belief.alpha_N + belief.beta_N + 1.0)
     chosen_B = np.argsort(-gain_M, kind="stable")[:prompt_count]
-    alpha_B, beta_B = belief.alpha_N[chosen_B], belief.beta_N[chosen_B]
-    low_B, high_B = credible_interval(alpha_B, beta_B)
     served = len(chosen_B)
-    return Selection(
-        indices_B=free_M[chosen_B],
+    return Selection.of(
+        belief.take(chosen_B),
+        free_M[chosen_B],
         attempt_counts_B=np.full(served, attempt_count),
         reasons_B=np.full(served, Reason.PROBE, dtype=np.uint8),
-        pass_rate_B=alpha_B / (alpha_B + beta_B),
-        pass_rate_low_B=low_B,
-        pass_rate_high_B=high_B,
-        shortfall=shortfall(served, prompt_count - served, pool),
+        shortfall=pool.shortfall(served, prompt_count - served),
     )

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from curriculum.arrays import Bools, Floats
+from curriculum.arrays import Bools, Floats, Reals
 
 _TAIL = 0.005  # of a sample's values, at each end, that do not tell the scale
 _MOST_SD = 5.0
@@ -33,14 +32,14 @@ class Scale:
         """The scale of some of the columns."""
         return Scale(self.size_K[kept_K], self.centre_K[kept_K], self.sd_K[kept_K])
 
-    def apply(self, values_MK: npt.NDArray[np.floating]) -> Floats:
+    def apply(self, values_MK: Reals) -> Floats:
         """Standardised values; each row by itself. Only for columns that vary."""
         with np.errstate(over="ignore"):
             standard_MK = (values_MK / self.size_K - self.centre_K) / self.sd_K
         return np.clip(standard_MK, -_MOST_SD, _MOST_SD)
 
 
-def fit_scale(sample_MK: npt.NDArray[np.floating]) -> Scale:
+def fit_scale(sample_MK: Reals) -> Scale:
     """The centre and spread of each column, which a few wild values do not move.
 
     Mean and standard deviation after the lowest and the highest 0.5% were moved to the quantiles

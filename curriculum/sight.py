@@ -1,4 +1,4 @@
-"""Some prompts of a pool as a model sees them, each thing worked out once and only if asked for."""
+"""Some prompts of a pool as a model sees them."""
 
 from __future__ import annotations
 
@@ -34,15 +34,14 @@ class Sight:
     def _state(self) -> State:
         """At the pool's policy step: as they were settled, then the block that is open."""
         pool, model = self.pool, self.model
-        domain_M, features_MK = pool.known_of(self.indices_M)
-        if not pool.blocks:
-            return model.settle(*gather((), self.indices_M), np.zeros(0), domain_M, features_MK)
-        *closed, newest = pool.blocks
         if model.settled is not None:
             state = model.settled.take(self.indices_M)
         else:
-            mid_W = np.array([block.mid_step for block in closed])
-            state = model.settle(*gather(closed, self.indices_M), mid_W, domain_M, features_MK)
+            state = pool.settle(self.indices_M, model)
+        if not pool.blocks:
+            return state
+        *closed, newest = pool.blocks
+        domain_M = pool.domain_N[self.indices_M].astype(np.intp)
         if closed:
             gap = newest.mid_step - closed[-1].mid_step
             state = model.wait(state, gap, len(closed), domain_M)

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from curriculum.arrays import Ints
-from curriculum.axes import Hashes, Singles, leading_axes, mixed_bits
+from curriculum.arrays import Bools, Bytes, Hashes, Ints, Singles
+from curriculum.axes import leading_axes, scrambled
 from curriculum.errors import require
 from curriculum.scaling import Scale, fit_scale
 
@@ -32,7 +31,7 @@ _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
 _PAIR = np.uint64(0xD1B54A32D192ED03)
 
 
-def _kinds() -> npt.NDArray[np.uint8]:
+def _kinds() -> Bytes:
     kinds = np.full(256, _SYMBOL, np.uint8)
     kinds[: ord(" ") + 1] = _SPACE
     kinds[127] = _SPACE
@@ -47,7 +46,7 @@ def _byte_values() -> Hashes:
     """A random-looking number for each byte; the same for a capital and its small letter."""
     small = np.arange(256, dtype=np.uint64)
     small[ord("A") : ord("Z") + 1] += np.uint64(32)
-    return mixed_bits(small + np.uint64(1))
+    return scrambled(small + np.uint64(1))
 
 
 def _powers(base: int, count: int) -> Hashes:
@@ -62,9 +61,9 @@ _STANDS_ALONE = _KINDS == _SYMBOL
 # The first bytes of characters of scripts that put no space between words: kana and ideographs.
 _STANDS_ALONE[0xE3:0xEA] = True
 _VALUES = _byte_values()
-_LONGEST_CHUNK = _TEXTS_AT_ONCE * (_HEAD_BYTES + _TAIL_BYTES + 2)
-_POWERS = _powers(_BASE, _LONGEST_CHUNK)
-_INVERSE_POWERS = _powers(pow(_BASE, -1, 1 << 64), _LONGEST_CHUNK)
+_LONGEST_PIECE = _TEXTS_AT_ONCE * (_HEAD_BYTES + _TAIL_BYTES + 2)
+_POWERS = _powers(_BASE, _LONGEST_PIECE)
+_INVERSE_POWERS = _powers(pow(_BASE, -1, 1 << 64), _LONGEST_PIECE)
 _REPEAT_WEIGHTS = np.log1p(np.arange(_MOST_REPEATS + 1)).astype(np.float32)
 
 
@@ -76,7 +75,7 @@ class TextBasis:
     rarity_H: Singles
     """By bucket: ``log((1 + M) / (1 + texts that have it))``; 0 for one that the sample lacks."""
     axes_HK: Singles
-    kept_K: npt.NDArray[np.bool_]
+    kept_K: Bools
     """The components and the shape columns that told the sample's texts apart."""
     scale: Scale
 
@@ -146,9 +145,9 @@ def _raw(texts: Sequence[bytes], rarity_H: Singles, axes_HK: Singles) -> Singles
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         some = texts[start : start + _TEXTS_AT_ONCE]
         read = [_read(text) for text in some]
-        chunk_MK = raw_MK[start : start + len(some)]
-        _project(read, rarity_H, axes_HK, out_MK=chunk_MK[:, : axes_HK.shape[1]])
-        chunk_MK[:, axes_HK.shape[1] :] = _shape(some, read)
+        piece_MK = raw_MK[start : start + len(some)]
+        _project(read, rarity_H, axes_HK, out_MK=piece_MK[:, : axes_HK.shape[1]])
+        piece_MK[:, axes_HK.shape[1] :] = _shape(some, read)
     return raw_MK
 
 
@@ -196,7 +195,7 @@ def _all_counts(texts: Sequence[bytes]) -> tuple[Ints, Ints, Ints]:
 def _counts(texts: Sequence[bytes]) -> tuple[Ints, Ints, Ints]:
     """(row, bucket, repeats) of every bucket that a text has, in the order of rows and buckets."""
     token, row = _tokens(texts)
-    pair = mixed_bits(token[:-1] * _PAIR + token[1:])
+    pair = scrambled(token[:-1] * _PAIR + token[1:])
     in_text = row[1:] == row[:-1]
     cells = np.concatenate([_cells(row, token), _cells(row[1:], pair)[in_text]])
     cells.sort()
@@ -211,7 +210,7 @@ def _cells(row: Ints, hashes: Hashes) -> Ints:
     return (row << _BUCKET_BITS) | bucket
 
 
-def _tokens(texts: Sequence[bytes]) -> tuple[Hashes, npt.NDArray[np.int32]]:
+def _tokens(texts: Sequence[bytes]) -> tuple[Hashes, Ints]:
     """The hash of every token of every text in order, and the text's number."""
     buffer, offsets = _joined(texts)
     kinds = _KINDS[buffer]
@@ -228,10 +227,10 @@ def _tokens(texts: Sequence[bytes]) -> tuple[Hashes, npt.NDArray[np.int32]]:
     is_token = kinds[starts] != _SPACE
     starts = starts[is_token]
     per_text = np.diff(np.searchsorted(starts, offsets))
-    return mixed_bits(hashes[is_token]), np.repeat(np.arange(len(texts), dtype=np.int32), per_text)
+    return scrambled(hashes[is_token]), np.repeat(np.arange(len(texts), dtype=np.int32), per_text)
 
 
-def _joined(texts: Sequence[bytes]) -> tuple[npt.NDArray[np.uint8], Ints]:
+def _joined(texts: Sequence[bytes]) -> tuple[Bytes, Ints]:
     """All texts with a space behind each, and where each begins and the last one ends."""
     buffer = np.frombuffer(b"".join([text + b" " for text in texts]), np.uint8)
     offsets = np.zeros(len(texts) + 1, np.int64)

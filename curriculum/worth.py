@@ -7,21 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import lgamma
 
 import numpy as np
 
-from curriculum.arrays import Bools, Floats, Ints
+from curriculum.arrays import Bools, Floats
 from curriculum.belief import Belief
+from curriculum.beta import log_beta_binomial
+from curriculum.grid import LogGrid
 from curriculum.mixed import mixed_probability
 
-_NODES = 64
-_HIGH = 2e3
-_LOG_LOW, _LOG_HIGH = np.log(0.01), np.log(_HIGH)
-_STEP = (_LOG_HIGH - _LOG_LOW) / (_NODES - 1)
+_GRID = LogGrid(0.01, 2e3, 64)
 _MOST_OUTCOMES = 16  # a larger group teaches hardly more about where its prompt stands
 _FIRST_LOOK = 8.0  # how much longer what a first look tells is of use
-_log_gamma = np.frompyfunc(lgamma, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,7 @@ class Worth:
         """The worth of N beliefs."""
         worth_N = _read(self.known, belief)
         if is_new_N.any():
-            of_new = Belief(belief.alpha_N[is_new_N], belief.beta_N[is_new_N])
-            worth_N[is_new_N] = _read(self.new, of_new)
+            worth_N[is_new_N] = _read(self.new, belief.take(is_new_N))
         return worth_N
 
 
@@ -77,48 +73,17 @@ class _Tables:
 
 @lru_cache(maxsize=8)
 def _tables(group_size: int) -> _Tables:
-    nodes = np.exp(np.linspace(_LOG_LOW, _LOG_HIGH, _NODES))
-    alpha, beta = (grid.ravel() for grid in np.meshgrid(nodes, nodes, indexing="ij"))
-    seen = min(group_size, _MOST_OUTCOMES)
-    chances, after = [], []
+    nodes, seen = _GRID.nodes, min(group_size, _MOST_OUTCOMES)
+    alpha, beta = np.repeat(nodes, len(nodes)), np.tile(nodes, len(nodes))
+    belief, chances, after = Belief(alpha, beta), [], []
     for passes in range(seen + 1):
-        choose = lgamma(seen + 1) - lgamma(passes + 1) - lgamma(seen - passes + 1)
-        chances.append(np.exp(choose + _log_ratio(alpha, beta, passes, seen - passes)))
+        chances.append(np.exp(log_beta_binomial(passes, seen, belief)))
         after.append(mixed_probability(Belief(alpha + passes, beta + (seen - passes)), group_size))
-    return _Tables(
-        mixed_probability(Belief(alpha, beta), group_size), np.stack(chances), np.stack(after)
-    )
-
-
-def _log_ratio(alpha: Floats, beta: Floats, passes: int, fails: int) -> Floats:
-    """``log B(a + passes, b + fails) - log B(a, b)``"""
-    total = alpha + beta
-    up = _log_gamma(alpha + passes) + _log_gamma(beta + fails) - _log_gamma(total + passes + fails)
-    ratio = up - (_log_gamma(alpha) + _log_gamma(beta) - _log_gamma(total))
-    return np.asarray(ratio, dtype=np.float64)
+    return _Tables(mixed_probability(belief, group_size), np.stack(chances), np.stack(after))
 
 
 def _read(table: Floats, belief: Belief) -> Floats:
     # Together, so that a belief beyond the table keeps its mean.
-    fit_N = np.minimum(_HIGH / np.maximum(belief.alpha_N, belief.beta_N), 1.0)
-    row, in_row = _locate(belief.alpha_N * fit_N)
-    column, in_column = _locate(belief.beta_N * fit_N)
-    node = row * _NODES + column
-    above, below = table.take(node), table.take(node + _NODES)
-    above += in_column * (table.take(node + 1) - above)
-    below += in_column * (table.take(node + _NODES + 1) - below)
-    below -= above
-    below *= in_row
-    above += below
-    return above
-
-
-def _locate(parameter: Floats) -> tuple[Ints, Floats]:
-    """The node below, and how far on the way to the next, in [0, 1]."""
-    position = np.log(parameter)
-    position -= _LOG_LOW
-    position /= _STEP
-    np.clip(position, 0.0, _NODES - 1.000001, out=position)
-    node = position.astype(np.intp)
-    position -= node
-    return node, position
+    fit_N = np.minimum(_GRID.high / np.maximum(belief.alpha_N, belief.beta_N), 1.0)
+    row, column = _GRID.locate(belief.alpha_N * fit_N), _GRID.locate(belief.beta_N * fit_N)
+    return _GRID.read(table, row, column)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from curriculum.arrays import Floats, Ints
+from curriculum.pool import pieces
 from curriculum.sight import Sight
 from curriculum.strategies.base import Choice, Strategy, Weigh
 from curriculum.worth import Worth, expected_mixed
@@ -16,7 +17,6 @@ if TYPE_CHECKING:  # the configuration imports the strategies, to know their nam
 
 _SQUARINGS = tuple(2.0**count for count in range(11))
 _LOOKS = 2048  # prompts from which the bar and the best worth are estimated
-_BLOCK = 1 << 13  # prompts whose temporaries stay in the second-level cache
 
 
 def appraise_edge(choice: Choice, rng: np.random.Generator) -> Weigh:
@@ -68,8 +68,7 @@ def choose_weighted(choice: Choice, rng: np.random.Generator) -> Ints:
     Source: Efraimidis and Spirakis (2006), Inf. Process. Lett. 97:181-185.
     """
     weigh = appraise_edge(choice, rng)
-    blocks = np.array_split(choice.candidates_C, len(choice.candidates_C) // _BLOCK + 1)
-    weights_C = np.concatenate([weigh(block_M) for block_M in blocks])
+    weights_C = np.concatenate([weigh(piece_M) for piece_M in pieces(choice.candidates_C)])
     with np.errstate(over="ignore", divide="ignore"):  # a clock may never ring
         clocks_C = rng.standard_exponential(len(weights_C)) / weights_C
     return choice.candidates_C[np.argpartition(clocks_C, choice.count - 1)[: choice.count]]

@@ -18,7 +18,7 @@ def choose_thompson(choice: Choice, rng: np.random.Generator) -> Ints:
     """
     size = min(choice.config.candidate_ratio * choice.count, len(choice.candidates_C))
     candidates = rng.choice(choice.candidates_C, size, replace=False, shuffle=False)
-    belief = choice.pool.belief_at(candidates, choice.model)
+    belief = choice.pool.beliefs(choice.model, candidates)
     distance = np.abs(rng.beta(belief.alpha_N, belief.beta_N) - 0.5)
     return candidates[np.argpartition(distance, choice.count - 1)[: choice.count]]
 

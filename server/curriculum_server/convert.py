@@ -51,13 +51,17 @@ def config_changes(message: run_pb2.RunConfig) -> dict[str, Any]:
 
 def run_message(run_id: str, state: Mirror | Header) -> run_pb2.Run:
     """A run as operators see it."""
-    document = state.document
+    return document_message(run_id, state.document, state.policy_step)
+
+
+def document_message(run_id: str, document: Document, policy_step: int) -> run_pb2.Run:
+    """The same of a run's document; what no message can carry is a ValueError or TypeError."""
     message = run_pb2.Run(
         run_id=run_id,
         config=_config_message(RunConfig.from_mapping(document.config)),
         prompt_count=document.prompt_count,
         timeline=document.timeline,
-        policy_step=state.policy_step,
+        policy_step=policy_step,
         create_time=Timestamp(
             seconds=document.create_ms // 1000, nanos=document.create_ms % 1000 * 1_000_000
         ),

@@ -34,9 +34,9 @@ WINDOWS = (32, 16, 16, 8, 8, 4, 4, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1)
 STEPS = 5 * sum(WINDOWS)
 CONFIGS = {
     "edge": EDGE,
-    "greedy": replace(EDGE, wear_visits=0.0, optimism=0.0),
+    "plain": replace(EDGE, wear_visits=0.0, optimism=0.0),
     "max_share": replace(EDGE, max_share=0.001),
-    "learned_shares": replace(EDGE, learned_shares=0.5),
+    "no_learned_shares": replace(EDGE, learned_shares=0.0),
     "domain_shares": replace(EDGE, domain_shares={"code": 0.4, "math": 0.4}),
     "token_weight": replace(EDGE, token_weight=1.0),
     "thompson": replace(EDGE, strategy="thompson"),

@@ -20,9 +20,9 @@ class Estimate:
     low: float
     high: float
 
-    def rounded(self, digits: int = 4) -> dict[str, float]:
+    def rounded(self) -> dict[str, float]:
         """For JSON."""
-        return {name: round(value, digits) for name, value in vars(self).items()}
+        return {name: round(value, 4) for name, value in vars(self).items()}
 
 
 def bootstrap(values_S: Sequence[float] | Floats) -> Estimate:

@@ -73,13 +73,10 @@ def test_speed_spends_four_attempts_on_those_that_do_not_qualify_and_24_on_the_o
     groups = arm.step(0, rollouts)
     assert len(groups) == 2
     assert set(groups.attempts_M) == {24}
-    assert (rollouts.charged - 8 * 4) % 4 == 0
-    waiting = (rollouts.charged - 8 * 4) // 20  # qualified in this first round
-    assert waiting >= 2
-    before = rollouts.charged
-    arm.step(1, rollouts)
-    if waiting >= 4:
-        assert rollouts.charged == before, "what is left over is used first"
+    # four of the eight qualified in the first round, two of which wait
+    assert rollouts.charged == 8 * 4 + 4 * 20
+    assert len(arm.step(1, rollouts)) == 2
+    assert rollouts.charged == 8 * 4 + 4 * 20, "what is left over is used first"
 
 
 def test_mopps_updates_only_what_it_trained_on_by_the_published_rule():
@@ -216,6 +213,7 @@ def test_the_ledger_of_edge_keeps_blocks_as_the_server_does():
     # window 0 is step 0; then 1-5, 6-10 and the open one, from 11 to now
     seen = [(b.mid_step, b.attempts_N[0], b.passes_N[0]) for b in ledger.blocks(12)]
     assert seen == [(0.0, 8, 3), (3.0, 8, 5), (8.0, 8, 2), (11.5, 8, 8)]
+    assert ledger.blocks(9)[-1].mid_step == 11.0, "the first step of the open one at least"
 
 
 def test_the_ledger_of_edge_merges_old_windows():
@@ -247,7 +245,13 @@ def test_every_arm_trains_on_groups_it_paid_for(name):
 def test_an_arm_is_told_nothing_of_the_truth():
     told = {field.name for field in fields(Task)}
     assert told == {"domain_N", "domain_count", "features_NK", "batch_size", "group_size"}
-    assert not {name for name in vars(Rollouts) if "true" in name}
+
+    def shown(true_reward, both):
+        rollouts = Rollouts(lambda index_M, _: np.array([[4.0, 4.0, true_reward, both]]), 1)
+        groups = rollouts.sample(np.array([0]), G)
+        return [*vars(groups).values(), *vars(rollouts.extend(groups, G)).values()]
+
+    assert shown(true_reward=0.0, both=0.0) == shown(true_reward=4.0, both=4.0)
 
 
 def test_cheating_is_refused():

@@ -10,7 +10,6 @@ import pytest
 
 from tests.bench.arms.base import Groups
 from tests.bench.fakes import rng
-from tests.bench.intervals import bootstrap, geometric
 from tests.bench.replay import __main__ as replay
 from tests.bench.replay.environment import Replay, Trace
 from tests.bench.replay.prediction import calibration_error, foretell
@@ -54,15 +53,6 @@ def test_calibration_error_by_hand():
     # a bin at .2 of which a half came true, and one at .9 of which all did: (2 * .3 + 2 * .1) / 4
     believed, came = np.array([0.2, 0.2, 0.9, 0.9]), np.array([0.0, 1.0, 1.0, 1.0])
     assert calibration_error(believed, came) == pytest.approx(0.2)
-
-
-def test_a_bootstrap_interval_holds_the_mean():
-    estimate = bootstrap([1.0, 2.0, 3.0, 4.0])
-    assert estimate.low < estimate.mean == 2.5 < estimate.high
-
-
-def test_a_geometric_mean_is_taken_over_seeds_and_worlds():
-    assert geometric(np.log([[1.0, 4.0], [2.0, 8.0]])).mean == pytest.approx(64**0.25)
 
 
 def test_a_replay_runs_end_to_end(monkeypatch, capsys, tmp_path):

@@ -10,7 +10,7 @@ from curriculum import Block, Pool
 def make_pool(prompt_count: int, **given: Any) -> Pool:
     """A pool without evidence, one domain, nothing leased or served, at step 100.
 
-    `successes_N` and `failures_N` become one block of that step; `blocks` are taken as they are.
+    `passes_N` and `fails_N` become one block of that step; `blocks` are taken as they are.
     """
     values: dict[str, Any] = {
         "blocks": (),
@@ -21,8 +21,8 @@ def make_pool(prompt_count: int, **given: Any) -> Pool:
         "policy_step": 100,
         **given,
     }
-    passes = values.pop("successes_N", None)
-    fails = values.pop("failures_N", None)
+    passes = values.pop("passes_N", None)
+    fails = values.pop("fails_N", None)
     if passes is not None or fails is not None:
         passes, fails = (
             np.zeros(prompt_count) if n is None else np.asarray(n, float) for n in (passes, fails)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from curriculum import Band, Belief, InvalidInputError, classify_bands, settled
+from curriculum import Band, Belief, InvalidInputError, bands_settled, classify_bands
 
 
 def random_beliefs(count, seed=0):
@@ -34,7 +34,7 @@ def test_settled_means_that_the_band_holds_nine_tenths_of_the_mass():
     belief, low, high = random_beliefs(20_000, seed=1), 0.05, 0.95
     below = special.betainc(belief.alpha_N, belief.beta_N, low)
     above = special.betainc(belief.beta_N, belief.alpha_N, 1.0 - high)
-    answer = settled(belief, low, high)
+    answer = bands_settled(belief, low, high)
     inside = np.max([below, above, 1.0 - below - above], axis=0)
     assert inside[answer].min() > 0.9 - 0.005
     sure = (below > 0.905) | (above > 0.905) | ((below < 0.045) & (above < 0.045))
@@ -46,7 +46,7 @@ def test_limits_out_of_order_are_refused():
     with pytest.raises(InvalidInputError, match="edge_low"):
         classify_bands(belief, np.ones(1), 0.9, 0.1)
     with pytest.raises(InvalidInputError, match="edge_low"):
-        settled(belief, 0.0, 0.9)
+        bands_settled(belief, 0.0, 0.9)
 
 
 def test_band_arrays_of_different_lengths_are_refused():

@@ -10,6 +10,7 @@ from curriculum import (
     mixed_probability,
     mixed_probability_at,
 )
+from curriculum.beta import log_beta_binomial
 
 parameters = st.floats(1e-3, 1e4)
 group_sizes = st.integers(2, 70)
@@ -24,6 +25,22 @@ def test_mean_and_sd_are_those_of_the_beta_distribution(alpha, beta):
     oracle = stats.beta(alpha, beta)
     assert belief(alpha, beta).mean[0] == pytest.approx(oracle.mean(), rel=1e-12)
     assert belief(alpha, beta).sd[0] == pytest.approx(oracle.std(), rel=1e-9)
+
+
+def test_beliefs_are_taken_by_index_or_mask_and_joined():
+    whole = Belief(np.array([1.0, 2.0, 3.0]), np.array([4.0, 5.0, 6.0]))
+    back = Belief.join([whole.take(np.array([2, 0])), whole.take(np.array([False, True, False]))])
+    assert (back.alpha_N.tolist(), back.beta_N.tolist()) == ([3.0, 1.0, 2.0], [6.0, 4.0, 5.0])
+
+
+@given(parameters, parameters, group_sizes)
+def test_the_log_probability_of_passes_is_that_of_the_beta_binomial(alpha, beta, attempts):
+    passes = np.arange(attempts + 1)
+    many = Belief(np.full(attempts + 1, alpha), np.full(attempts + 1, beta))
+    expected = stats.betabinom(attempts, alpha, beta).logpmf(passes)
+    assert log_beta_binomial(passes, attempts, many) == pytest.approx(expected, abs=1e-8)
+    one = log_beta_binomial(1, attempts, belief(alpha, beta))
+    assert one[0] == pytest.approx(expected[1], abs=1e-8)
 
 
 @given(st.floats(0.0, 1.0), group_sizes)

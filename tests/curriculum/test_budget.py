@@ -10,7 +10,7 @@ PLAIN = SelectionConfig(review_share=0.0, reach_share=0.0, rest_steps=0)
 
 def tiled(make_pool, tile, attempts, prompts=300, **given):
     passes = np.tile(np.array(tile, dtype=float), prompts // len(tile))
-    return make_pool(prompts, successes_N=passes, failures_N=attempts - passes, **given)
+    return make_pool(prompts, passes_N=passes, fails_N=attempts - passes, **given)
 
 
 def compose(pool, config, count, budget=None, seed=0):
@@ -75,7 +75,7 @@ def test_a_long_shot_gets_the_attempts_that_show_a_pass_with_the_chance_wanted(m
     )
     batch = compose(pool, config, 20)
     reach = batch.reasons_B == Reason.REACH
-    belief = pool.belief_at(batch.indices_B[reach], pool.fit())
+    belief = pool.beliefs(pool.fit(), batch.indices_B[reach])
     for alpha, beta, count in zip(
         belief.alpha_N, belief.beta_N, batch.attempt_counts_B[reach], strict=True
     ):

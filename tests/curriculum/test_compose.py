@@ -22,8 +22,8 @@ def compose(pool, config, prompt_count, seed=0):
 
 
 def pool_of(make_pool, passes, **given):
-    successes = np.asarray(passes, dtype=float)
-    return make_pool(len(successes), successes_N=successes, failures_N=8.0 - successes, **given)
+    passes = np.asarray(passes, dtype=float)
+    return make_pool(len(passes), passes_N=passes, fails_N=8.0 - passes, **given)
 
 
 def random_pool(make_pool, seed, prompt_count):
@@ -32,8 +32,8 @@ def random_pool(make_pool, seed, prompt_count):
     passes = rng.binomial(8, rng.beta(0.3, 0.3, prompt_count)) * visited
     return make_pool(
         prompt_count,
-        successes_N=passes * 1.0,
-        failures_N=(8.0 - passes) * visited,
+        passes_N=passes * 1.0,
+        fails_N=(8.0 - passes) * visited,
         domain_N=rng.integers(0, 3, prompt_count).astype(np.int32),
         domains=("code", "logic", "math"),
         last_served_step_N=np.where(visited, rng.integers(80, 101, prompt_count), -1),
@@ -113,7 +113,7 @@ def test_the_edge_is_preferred_to_what_is_known_to_be_hopeless_or_solved(make_po
 
 def test_a_prompt_without_attempts_is_explored(make_pool):
     known = np.arange(50) >= 20
-    pool = make_pool(50, successes_N=4.0 * known, failures_N=4.0 * known)
+    pool = make_pool(50, passes_N=4.0 * known, fails_N=4.0 * known)
     selection = compose(pool, NO_RESERVES, 50)
     explored = selection.reasons_B == Reason.EXPLORE
     np.testing.assert_array_equal(explored, selection.indices_B < 20)
@@ -131,7 +131,7 @@ def test_review_and_reach_get_their_shares_on_average(make_pool, wanted):
 
 def test_review_takes_mastered_prompts_and_reach_beyond_ones_with_more_attempts(make_pool):
     passes = np.tile([0.0, 8.0, 4.0], 100) * 5
-    pool = make_pool(300, successes_N=passes, failures_N=40.0 - passes)
+    pool = make_pool(300, passes_N=passes, fails_N=40.0 - passes)
     config = SelectionConfig(review_share=0.2, reach_share=0.3, reach_attempt_factor=3)
     selection = compose(pool, config, 50)
     review, reach = (selection.reasons_B == r for r in (Reason.REVIEW, Reason.REACH))
@@ -241,7 +241,7 @@ def test_uniform_does_not_look_at_the_evidence(make_pool):
 
 def test_thompson_takes_the_candidates_nearest_to_a_half(make_pool):
     passes = np.repeat([0.0, 400.0, 800.0], 100)
-    pool = make_pool(300, successes_N=passes, failures_N=800.0 - passes)
+    pool = make_pool(300, passes_N=passes, fails_N=800.0 - passes)
     config = replace(NO_RESERVES, strategy="thompson")
     assert (passes[compose(pool, config, 50).indices_B] == 400.0).all()
 
@@ -264,7 +264,7 @@ def test_a_pool_that_contradicts_itself_is_refused(make_pool):
 
 def test_probes_go_to_the_free_prompts_that_are_known_least(make_pool):
     passes = np.array([0.0, 40.0, 2.0, 0.0, 2.0])
-    pool = make_pool(5, successes_N=passes, failures_N=passes, free_N=np.arange(5) != 3)
+    pool = make_pool(5, passes_N=passes, fails_N=passes, free_N=np.arange(5) != 3)
     model = pool.fit()
     probes = select_probes(model, pool, 3, 4, np.random.default_rng(0))
     assert probes.indices_B[0] == 0

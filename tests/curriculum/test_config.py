@@ -31,6 +31,7 @@ def test_a_whole_float_is_taken_for_a_count():
         ("reach_share", None, r"reach_share=None: must be in \[0, 1\]"),
         ("reach_attempt_factor", 0, "reach_attempt_factor=0: must be >= 1"),
         ("reach_chance", 1.0, r"reach_chance=1.0: must be in \(0, 1\)"),
+        ("reach_chance", 1.5, r"reach_chance=1.5: must be in \(0, 1\)"),
         ("reach_chance", 0, r"reach_chance=0: must be in \(0, 1\)"),
         ("learned_shares", 1.5, r"learned_shares=1.5: must be in \[0, 1\]"),
         ("max_share", 0.0, r"max_share=0.0: must be in \(0, 1\]"),

@@ -10,7 +10,7 @@ from curriculum.strategies import edge
 from curriculum.strategies.base import Choice
 from curriculum.worth import Worth, expected_mixed
 
-SUCCESSES = np.array([40.0, 5.0, 70.0, 20.0, 79.0])  # of 80
+PASSES = np.array([40.0, 5.0, 70.0, 20.0, 79.0])  # of 80
 # Without optimism a weight is the chance of a mixed group to the power of the sharpness, whatever
 # bar and best worth the looks at the pool have found.
 CONFIG = SelectionConfig(
@@ -47,11 +47,9 @@ def drawn_shares(pool, count, draws):
 def test_prompts_are_drawn_in_proportion_to_their_weights_without_replacement(make_pool, copies):
     # With 40 copies of each prompt of which only the first is free, the pool is large enough for
     # the draw by proposals; the law is the same.
-    successes = np.tile(SUCCESSES, copies)
-    free = np.arange(len(successes)) < len(SUCCESSES)
-    pool = make_pool(
-        len(successes), successes_N=successes, failures_N=80.0 - successes, free_N=free
-    )
+    passes = np.tile(PASSES, copies)
+    free = np.arange(len(passes)) < len(PASSES)
+    pool = make_pool(len(passes), passes_N=passes, fails_N=80.0 - passes, free_N=free)
     weights = weigh(pool, np.arange(5))
     assert 0.0 < weights.min() < 0.5 < weights.max() == 1.0
     expected = inclusion_probabilities(weights, 2)
@@ -62,8 +60,8 @@ def test_prompts_are_drawn_in_proportion_to_their_weights_without_replacement(ma
 def test_a_large_pool_is_drawn_by_weight_too(make_pool):
     # 300 prompts at the edge and 2,700 mastered: with replacement the edge would get the share
     # 300 w1 / (300 w1 + 2700 w2) of a draw; 3 of 3,000 without replacement hardly differ.
-    successes = np.where(np.arange(3000) < 300, 4.0, 8.0)
-    pool = make_pool(3000, successes_N=successes, failures_N=8.0 - successes)
+    passes = np.where(np.arange(3000) < 300, 4.0, 8.0)
+    pool = make_pool(3000, passes_N=passes, fails_N=8.0 - passes)
     weights = weigh(pool, np.arange(3000))
     expected = 3 * weights[:300].sum() / weights.sum()
     seen = drawn_shares(pool, 3, 1000)[:300].sum()
@@ -88,7 +86,7 @@ def test_the_bar_is_the_margin_of_the_batch_among_those_that_are_open(make_pool,
     passes = np.where(index < 2000, 200.0, 80.0)
     for stride, count in ((1, 6000), (10, 600)):
         free = index % stride == 0
-        pool = make_pool(20_000, successes_N=passes, failures_N=400.0 - passes, free_N=free)
+        pool = make_pool(20_000, passes_N=passes, fails_N=400.0 - passes, free_N=free)
         compose_batch(pool.fit(), pool, CONFIG, count, np.random.default_rng(0))
     margin = expected_mixed(Belief(np.array([80.5]), np.array([320.5])), 8)[0]
     np.testing.assert_allclose(bars, margin, atol=0.01)

@@ -159,10 +159,9 @@ def test_without_a_second_visit_nothing_is_learned():
         np.zeros(500, dtype=np.intp),
         1,
     )
-    rest = Dynamics.at_rest(10, 1)
-    assert learned.diffusion == pytest.approx(rest.diffusion, rel=1e-9)
-    np.testing.assert_array_equal(learned.drift_WD, rest.drift_WD)
-    assert learned.gain == rest.gain
+    assert learned.diffusion == pytest.approx(1.3e-3, rel=1e-9)
+    np.testing.assert_array_equal(learned.drift_WD, np.zeros((11, 1)))
+    assert learned.gain == 0.0
 
 
 STRANGE = {

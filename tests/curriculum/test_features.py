@@ -27,9 +27,9 @@ def column(features, name):
     return features.values_NK[:, features.names.index(name)].astype(float)
 
 
-def varied(count, seed=0):
+def varied(count):
     """Prompts that have some of everything."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     tags = [tuple(rng.choice(["a", "b", "c"], rng.integers(3))) for _ in range(count)]
     attributes = [
         {name: float(rng.lognormal()) for name in ("x", "y") if rng.random() < 0.7}
@@ -42,26 +42,31 @@ def varied(count, seed=0):
     return Descriptions(texts, attributes, tags, embeddings)
 
 
-@pytest.mark.parametrize("use_text", [None, False, True])
+def worded(count):
+    """Prompts that have texts and tags alone."""
+    prompts = varied(count)
+    return described(count, texts=prompts.texts, tags=prompts.tags)
+
+
+@pytest.mark.parametrize("pool", [varied, worded])
 @pytest.mark.parametrize("steps", [[1], [3, 1, 700], [255, 2, 1000], [1024, 1024], range(1, 60)])
-def test_a_pool_has_the_same_features_however_it_grew(steps, use_text):
-    prompts = varied(3100)
-    grown, count = design_matrix(first(prompts, 0), use_text=use_text), 0
+def test_a_pool_has_the_same_features_however_it_grew(steps, pool):
+    prompts = pool(3100)
+    grown, count = design_matrix(first(prompts, 0)), 0
     for step in steps:
         count += step
         grown = extend(grown, first(prompts, count))
-        anew = design_matrix(first(prompts, count), use_text=use_text)
+        anew = design_matrix(first(prompts, count))
         assert grown.names == anew.names
         assert grown.values_NK.tobytes() == anew.values_NK.tobytes()
     grown = extend(grown, prompts)
-    assert (
-        grown.values_NK.tobytes() == design_matrix(prompts, use_text=use_text).values_NK.tobytes()
-    )
+    assert grown.values_NK.tobytes() == design_matrix(prompts).values_NK.tobytes()
 
 
-def test_an_added_prompt_moves_no_other_until_the_pool_has_doubled():
-    prompts = varied(2100)
-    before = design_matrix(first(prompts, 1024), use_text=True)
+@pytest.mark.parametrize("pool", [varied, worded])
+def test_an_added_prompt_moves_no_other_until_the_pool_has_doubled(pool):
+    prompts = pool(2100)
+    before = design_matrix(first(prompts, 1024))
     for count in (1025, 1500, 2047):
         grown = extend(before, first(prompts, count))
         assert grown.values_NK[:1024].tobytes() == before.values_NK.tobytes()
@@ -90,8 +95,6 @@ def test_without_numbers_the_texts_are_used():
     assert {name.partition(":")[0] for name in features.names} == {"text", "tag"}
     given = described(150, texts=texts, attributes=[{"x": float(n)} for n in range(150)])
     assert design_matrix(given).names == ("feature:x",)
-    assert "text:0" in design_matrix(given, use_text=True).names
-    assert design_matrix(described(150, texts=texts), use_text=False).names == ()
 
 
 def test_numbers_are_standardised_and_a_wild_one_moves_them_little():
@@ -151,7 +154,7 @@ def test_a_number_that_is_always_the_same_is_left_out():
 
 def test_tags_that_tell_prompts_apart_have_columns():
     tags = [("all", "half")] * 512 + [("all",)] * 508 + [("all", "few")] * 4
-    features = design_matrix(described(1024, tags=tags), use_text=False)
+    features = design_matrix(described(1024, tags=tags))
     assert features.names == ("tag:half",)
     assert (column(features, "tag:half") == [1.0] * 512 + [0.0] * 512).all()
 
@@ -163,13 +166,13 @@ def test_a_tag_given_twice_counts_once():
 
 def test_the_most_frequent_tags_are_taken():
     tags = [tuple(f"t{tag:02}" for tag in range(90) if n % (tag + 2) == 0) for n in range(1024)]
-    features = design_matrix(described(1024, tags=tags), use_text=False)
+    features = design_matrix(described(1024, tags=tags))
     assert features.names == tuple(f"tag:t{tag:02}" for tag in range(64))
 
 
-def embedded(count, length, seed=3):
+def embedded(count, length):
     """Embeddings that vary in three directions, and which coordinates decide."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(3)
     hidden = rng.normal(size=(count, 3)) * [3.0, 2.0, 1.0]
     axes = np.linalg.qr(rng.normal(size=(length, 3)))[0]
     return (hidden @ axes.T + 7.0).astype(np.float16), hidden
@@ -236,32 +239,27 @@ def test_there_are_at_most_128_columns_and_numbers_go_first():
     ]
     tags = [tuple(f"t{t}" for t in rng.choice(90, 16, replace=False)) for _ in range(count)]
     vectors = list(rng.normal(size=(count, 64)).astype(np.float16))
-    texts = [b" ".join(rng.choice([b"a", b"b", b"c", b"1", b"+"], 9)) for _ in range(count)]
-    features = design_matrix(Descriptions(texts, attributes, tags, vectors), use_text=True)
+    features = design_matrix(described(count, attributes=attributes, tags=tags, embeddings=vectors))
     kinds = [name.partition(":")[0] for name in features.names]
     assert features.values_NK.shape == (count, 128)
-    assert [kinds.count(kind) for kind in ("feature", "embedding")] == [32, 32]
-    assert 20 <= kinds.count("text") <= 27
-    assert kinds.count("tag") == 64 - kinds.count("text")
+    assert [kinds.count(kind) for kind in ("feature", "embedding", "tag")] == [32, 32, 64]
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_pool_of_at_most_one_prompt_has_no_columns(count):
-    features = design_matrix(varied(count, seed=5), use_text=True)
-    assert features.values_NK.shape == (count, 0)
-    assert features.weighed(np.zeros(0)).tolist() == [0.0] * count
+    assert design_matrix(varied(count)).values_NK.shape == (count, 0)
 
 
 def test_values_are_finite_whatever_is_given():
     rng = np.random.default_rng(6)
     wild = [float(x) for x in [1e308, -1e308, 5e-324, 0.0, 1e-300, 65504.0] * 20]
     prompts = Descriptions(
-        [rng.bytes(rng.integers(50)) for _ in wild],
+        [b""] * len(wild),
         [{"x": value, "y": -value, "z": value * 1e-8} for value in wild],
         [()] * len(wild),
         [np.full(3, rng.choice([65504.0, -65504.0, 0.0, 6e-8]), np.float16) for _ in wild],
     )
-    features = design_matrix(prompts, use_text=True)
+    features = design_matrix(prompts)
     assert np.isfinite(features.values_NK).all()
     later = Descriptions([b""], [{"x": -1e308, "z": 1e308}], [()], [np.full(3, 1, np.float16)])
     grown = extend(features, Grown(prompts, later))
@@ -279,16 +277,6 @@ class Grown:
 
     def read(self, indices):
         return self.after.read(indices - len(self.before))
-
-
-def test_weighed_features_are_the_product():
-    features = design_matrix(varied(9000, seed=7))
-    weights = np.random.default_rng(7).normal(size=len(features.names))
-    np.testing.assert_allclose(
-        features.weighed(weights), features.values_NK.astype(float) @ weights, rtol=1e-12
-    )
-    with pytest.raises(InvalidInputError, match=r"len\(weights_K\)=1"):
-        features.weighed(np.zeros(1))
 
 
 def test_leading_axes_are_those_of_the_full_decomposition():

@@ -23,13 +23,13 @@ def blocks_of(rows):
 
 def believed(model, rows, policy_step, make_pool):
     pool = make_pool(1, blocks=blocks_of(rows), policy_step=policy_step)
-    belief = pool.belief_at(NOBODY, model)
+    belief = pool.beliefs(model, NOBODY)
     return belief.alpha_N[0], belief.beta_N[0]
 
 
-def model_of(mean, kappa, diffusion, drift=0.0, gain=0.0):
+def model_of(mean, kappa, diffusion, drift=0.0):
     prior = Prior(np.array([np.log(mean / (1.0 - mean))]), np.zeros(0), np.array([kappa]))
-    return Model(prior, Dynamics(diffusion, np.array([[drift]]), gain))
+    return Model(prior, Dynamics(diffusion, np.array([[drift]]), 0.0))
 
 
 def filtered(mean, kappa, diffusion, drift, rows, policy_step):
@@ -113,7 +113,7 @@ def test_a_block_after_the_model_was_fitted_counts(make_pool):
     old = blocks_of([(0.0, 8, 2), (5.0, 8, 2)])
     model = fit_model(old[:1], NOBODY, 1)
     before, after = (
-        make_pool(1, blocks=blocks, policy_step=7).belief_at(NOBODY, model).mean[0]
+        make_pool(1, blocks=blocks, policy_step=7).beliefs(model, NOBODY).mean[0]
         for blocks in (old, (*old, *blocks_of([(7.0, 8, 8)])))
     )
     assert after > before + 0.15
@@ -146,20 +146,18 @@ def test_counts_in_fixed_point_are_read_by_their_unit(make_pool):
     whole = Block(3.0, np.array([8]), np.array([6]))
     fixed = Block(3.0, np.array([8]), np.array([6 << 16]), unit=65536.0)
     model = model_of(0.5, 2.0, 1e-3)
-    one, other = (
-        make_pool(1, blocks=(block,)).belief_at(NOBODY, model) for block in (whole, fixed)
-    )
+    one, other = (make_pool(1, blocks=(block,)).beliefs(model, NOBODY) for block in (whole, fixed))
     assert (one.alpha_N, one.beta_N) == (other.alpha_N, other.beta_N)
 
 
-def walking_ledger(seed, prompts=3000, blocks=12, gap=5.0, domains=3):
-    """Pass rates of two beta-shaped domains that drift apart and diffuse."""
-    rng = np.random.default_rng(seed)
-    domain = rng.integers(0, domains, prompts).astype(np.int32)
+def walking_ledger(seed):
+    """Pass rates of three beta-shaped domains that drift apart and diffuse."""
+    rng, prompts, gap = np.random.default_rng(seed), 3000, 5.0
+    domain = rng.integers(0, 3, prompts).astype(np.int32)
     rate = rng.beta(0.8 + 0.4 * domain, 1.2)
     logit = np.clip(np.log(rate / (1.0 - rate)), -9.0, 9.0)
-    drift, ledger = np.linspace(0.02, -0.01, domains), []
-    for block in range(blocks):
+    drift, ledger = np.linspace(0.02, -0.01, 3), []
+    for block in range(12):
         if block:
             logit += drift[domain] * gap + rng.normal(0.0, np.sqrt(1.3e-3 * gap), prompts)
         attempts = 8 * (rng.random(prompts) < 0.3)
@@ -199,7 +197,7 @@ def test_some_prompts_have_the_same_bits_as_in_the_whole_pool(make_pool, seed):
     pool, _ = _cached_pool(make_pool)
     whole = pool.beliefs(_cached_model(make_pool))
     some = rng.integers(0, len(pool), int(rng.integers(1, 60)))
-    part = pool.belief_at(some, _cached_model(make_pool))
+    part = pool.beliefs(_cached_model(make_pool), some)
     assert part.alpha_N.tobytes() == whole.alpha_N[some].tobytes()
     assert part.beta_N.tobytes() == whole.beta_N[some].tobytes()
 

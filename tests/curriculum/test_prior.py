@@ -4,10 +4,10 @@ import pytest
 from curriculum import InvalidInputError, Prior, fit_prior
 
 
-def observed(rng, mean, kappa, attempts=8):
-    """Passes and fails of prompts whose pass rates scatter around their means."""
-    passes = rng.binomial(attempts, rng.beta(kappa * mean, kappa * (1.0 - mean))).astype(float)
-    return passes, attempts - passes
+def observed(rng, mean, kappa):
+    """Of 8 attempts, passes and fails of prompts whose pass rates scatter around their means."""
+    passes = rng.binomial(8, rng.beta(kappa * mean, kappa * (1.0 - mean))).astype(float)
+    return passes, 8 - passes
 
 
 def one_domain(passes, fails, features=None):

@@ -43,18 +43,18 @@ def test_shares_are_not_learned_for_one_domain_or_none_or_unasked():
     assert domain_shares(SelectionConfig(learned_shares=1.0), (), drifting()) == {}
 
 
-def moving_pool(make_pool, moving, prompts=900):
+def moving_pool(make_pool, moving):
     """Three domains of equal difficulty, of which one rises by .02 logits a step."""
-    rng, domain = np.random.default_rng(3), np.arange(prompts) % 3
-    logit, blocks = rng.normal(-0.5, 1.5, prompts), []
+    rng, domain = np.random.default_rng(3), np.arange(900) % 3
+    logit, blocks = rng.normal(-0.5, 1.5, 900), []
     for block in range(16):
         logit = logit + (domain == moving) * 0.02 * 5.0
-        attempts = 8 * (rng.random(prompts) < 0.4)
+        attempts = 8 * (rng.random(900) < 0.4)
         blocks.append(
             Block(5.0 * block, attempts, rng.binomial(attempts, 1.0 / (1.0 + np.exp(-logit))))
         )
     given = {"domain_N": domain.astype(np.int32), "domains": DOMAINS, "policy_step": 77}
-    return make_pool(prompts, blocks=tuple(blocks), **given), domain
+    return make_pool(900, blocks=tuple(blocks), **given), domain
 
 
 @pytest.mark.parametrize("moving", [0, 1, 2])
@@ -90,9 +90,9 @@ def test_half_learned_shares_leave_the_other_half_to_the_draw(make_pool):
     assert all(places[i] >= int(60 * shares[name]) for i, name in enumerate(DOMAINS))
 
 
-def serve(make_pool, config, *, prompts, batch, steps, window=5, tokens=None):
+def serve(make_pool, config, *, prompts, batch, steps):
     """Serves from a static pool for some steps; attempts by step, (steps, prompts)."""
-    rng = np.random.default_rng(11)
+    rng, window = np.random.default_rng(11), 5
     rate = np.concatenate([np.full(prompts // 10, 0.5), np.full(prompts - prompts // 10, 0.02)])
     counts, passes = np.zeros((2, steps, prompts), dtype=np.int64)
     last, model = np.full(prompts, -1), None
@@ -165,7 +165,7 @@ def costly_pool(make_pool, prompts=1000):
     """Every other prompt takes four times the tokens; nothing else differs."""
     attempts = np.full(prompts, 16)
     tokens = attempts * np.where(np.arange(prompts) % 2 == 0, 100, 400)
-    return make_pool(prompts, successes_N=attempts / 2, failures_N=attempts / 2, tokens_N=tokens)
+    return make_pool(prompts, passes_N=attempts / 2, fails_N=attempts / 2, tokens_N=tokens)
 
 
 @pytest.mark.parametrize(("weight", "least", "most"), [(0.0, 0.35, 0.65), (1.0, 0.99, 1.0)])

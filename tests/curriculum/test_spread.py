@@ -56,13 +56,13 @@ def test_squares_are_summed_over_blocks_in_their_unit():
     assert gather_squares((Block(0.0, np.array([8]), np.array([4])),), np.array([0])) is None
 
 
-def graded_pool(make_pool, prompts=1200):
+def graded_pool(make_pool):
     """All means are 1/2. The first third's rewards are 0 or 1, the second's .3 or .7, the last's
     .5; in fixed point of 1/1000."""
-    attempts = np.full(prompts, 16)
-    square = np.repeat([500, 290, 250], prompts // 3) * 16
+    attempts = np.full(1200, 16)
+    square = np.repeat([500, 290, 250], 400) * 16
     block = Block(90.0, attempts, 500 * attempts, squares_N=square, unit=1000.0)
-    return make_pool(prompts, blocks=(block,))
+    return make_pool(1200, blocks=(block,))
 
 
 def test_a_graded_pool_serves_those_whose_rewards_differ(make_pool):
@@ -72,7 +72,7 @@ def test_a_graded_pool_serves_those_whose_rewards_differ(make_pool):
     batch = compose_batch(model, pool, CONFIG, 120, np.random.default_rng(0))
     third = np.bincount(batch.indices_B // 400, minlength=3)
     # Relative to rewards of 0 or 1, the sd of the others is .4 and 0, before the prior's part; its
-    # 32nd power leaves nothing of them.
+    # 16th power leaves nothing of them.
     assert third.tolist() == [120, 0, 0]
 
 
@@ -80,7 +80,7 @@ def test_finer_rewards_tell_more_of_a_mean(make_pool):
     # Two thirds of the variance of passes is not there, so as many attempts count for more.
     pool = graded_pool(make_pool)
     model = pool.fit()
-    belief = pool.belief_at(np.array([0]), model)
+    belief = pool.beliefs(model, np.array([0]))
     kappa = model.prior.concentration_D[0]
     assert belief.alpha_N[0] + belief.beta_N[0] > 0.8 * (kappa + 16.0 / model.grain)
     assert belief.mean[0] == pytest.approx(0.5, abs=1e-6)

@@ -9,12 +9,12 @@ from curriculum.text import MAX_TEXT_COMPONENTS, fit_text_basis
 VERBS = ("Factor", "Integrate", "Simplify", "Differentiate", "Count", "Prove", "Solve", "Evaluate")
 
 
-def problems(rng, count, filler_words=3):
+def problems(rng, count):
     """(texts, the number of each one's verb), with words around it that mean nothing."""
     verb = rng.integers(len(VERBS), size=count)
     texts = []
     for number in verb:
-        filler = " ".join(f"w{chr(97 + word)}" for word in rng.integers(26, size=filler_words))
+        filler = " ".join(f"w{chr(97 + word)}" for word in rng.integers(26, size=3))
         size = 10 ** rng.integers(1, 6)
         texts.append(f"{VERBS[number]} the {filler} of {rng.integers(1, size)}.".encode())
     return texts, verb

@@ -61,20 +61,18 @@ async def test_prompts_are_read_as_they_were_added():
             )
 
 
-@pytest.mark.parametrize("use_text", [None, True, False])
-async def test_servers_that_loaded_at_other_moments_have_the_same_features(use_text):
+async def test_servers_that_loaded_at_other_moments_have_the_same_features():
     early, late = catalog_of(10), catalog_of(10, 300, 1, 99)
     assert early.features is None
-    await prepare_features(early, use_text=use_text)
+    await prepare_features(early)
     for size in (300, 1, 99):
         early.append_chunk(*chunk(described(size, len(early))))
-        await prepare_features(early, use_text=use_text)
+        await prepare_features(early)
         assert len(early.features) == len(early)
-    await prepare_features(late, use_text=use_text)
+    await prepare_features(late)
     assert early.features.names == late.features.names
     assert early.features.values_NK.tobytes() == late.features.values_NK.tobytes()
     assert "feature:rate" in late.features.names
-    assert ("text:0" in late.features.names) is bool(use_text)
 
 
 async def test_features_that_are_there_are_not_built_again():
@@ -83,9 +81,6 @@ async def test_features_that_are_there_are_not_built_again():
     known = catalog.features
     await prepare_features(catalog)
     assert catalog.features is known
-    await prepare_features(catalog, use_text=True)
-    assert catalog.features is not known
-    assert "text:0" in catalog.features.names
 
 
 async def test_an_empty_pool_has_features_of_no_prompt():
@@ -102,10 +97,10 @@ def held(monkeypatch):
         may_go_on = threading.Event()
         count = 0
 
-    def build(prompts, *, use_text):
+    def build(prompts):
         Held.count += 1
         assert Held.may_go_on.wait(10)
-        return design_matrix(prompts, use_text=use_text)
+        return design_matrix(prompts)
 
     monkeypatch.setattr(features, "design_matrix", build)
     yield Held

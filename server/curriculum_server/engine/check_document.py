@@ -7,18 +7,56 @@ from itertools import pairwise
 from typing import Any
 
 from curriculum_api.errors import CurriculumError
-from curriculum_api.limits import MAX_POLICY_STEP
-from curriculum_server.engine.config import RunConfig
-from curriculum_server.store.document import Document
+from curriculum_api.limits import MAX_CHECKPOINT_NAME_BYTES, MAX_POLICY_STEP, MAX_URI_BYTES
+from curriculum_server import convert
+from curriculum_server.engine.config import ChannelConfig, RunConfig
+from curriculum_server.engine.growing import MAX_POOL_PROMPTS
+from curriculum_server.store.document import CheckpointMark, Document
 from curriculum_server.store.parts import DAMAGE
+from curriculum_server.store.windows import Window
+
+LARGEST = {
+    "create_ms": 10**14,
+    "timeline": 2**32 - 1,
+    "prompt_count": MAX_POOL_PROMPTS,
+    "chunk_count": MAX_POOL_PROMPTS,
+    "next_window": 10**10,
+}
+"""As messages carry them; of a window's number the names of keys hold 10 digits."""
+MAX_CHECKPOINTS_EVER = 256
+"""As many as servers kept before they kept 64."""
+REFERENCE = Window(0, 0, 0)
+"""The first window of every run: it is made so, and a checkpoint in it closes it at step 0."""
+SHOWN_CHARS = 200
 
 
 def document_problems(document: Document) -> list[str]:
-    """What speaks against it, in words; the document may come from anywhere."""
+    """What speaks against it, in words that a message can carry; the document may come from
+    anywhere."""
     try:
-        return [*_config_problems(document), *_window_problems(document), *_mark_problems(document)]
+        problems = [
+            *_config_problems(document),
+            *_window_problems(document),
+            *_mark_problems(document),
+        ]
+        # What is taken here must be shown for ever after.
+        problems = problems or list(_message_problems(document))
     except DAMAGE as error:
-        return [f"has a field of a wrong type: {error!r}"]
+        problems = [f"has a field of a wrong type: {error!r}"]
+    return [_printable(problem) for problem in problems]
+
+
+def _message_problems(document: Document) -> Iterator[str]:
+    try:
+        convert.document_message("", document, 0).SerializeToString()
+    except (ValueError, TypeError, OverflowError) as error:
+        yield f"holds what no message can carry: {error}"
+
+
+def _printable(problem: str) -> str:
+    """Without the lone surrogates that JSON may hold, and no longer than is read."""
+    text = problem.encode(errors="backslashreplace").decode()
+    return text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS - 1]}…"
 
 
 def _config_problems(document: Document) -> Iterator[str]:
@@ -29,10 +67,13 @@ def _config_problems(document: Document) -> Iterator[str]:
     if not isinstance(document.config["channels"], list):
         yield "config.channels: must be a list"
     yield from _type_problems("config", RunConfig().to_mapping(), document.config)
-    for name in ("create_ms", "timeline", "prompt_count", "chunk_count", "next_window"):
-        value = getattr(document, name)
-        if type(value) is not int or (value < 0 and name != "create_ms"):
-            yield f"{name}={value!r}: must be a whole number from 0 on"
+    for channel in document.config["channels"]:
+        usual = vars(ChannelConfig("usual", 0.0, 1.0))
+        yield from _type_problems("config.channels", usual, channel)
+    for name, most in LARGEST.items():
+        value, least = getattr(document, name), -1 if name == "create_ms" else 0
+        if type(value) is not int or not least <= value <= most:
+            yield f"{name}={value!r}: must be a whole number in [{least}, {most}]"
     if document.chunk_count > document.prompt_count:
         yield f"chunk_count={document.chunk_count}: must be at most {document.prompt_count}"
 
@@ -56,29 +97,54 @@ def _window_problems(document: Document) -> Iterator[str]:
             yield f"{window}: must be whole numbers"
         elif not 0 <= window.first_step <= window.last_step < 2 * MAX_POLICY_STEP:
             yield f"{window}: must have its steps in order"
-        elif window.window >= document.next_window or window.span < 1:
+        elif not window.window < document.next_window:
             yield f"{window}: must be below next_window={document.next_window}"
+    if document.windows and document.windows[0] != REFERENCE:
+        yield f"{document.windows[0]}: must be {REFERENCE}, as every run's first"
     for before, after in pairwise(document.windows):
         if before.window >= after.window or before.last_step >= after.first_step:
             yield f"{after}: must come behind {before}"
+        elif not 1 <= after.span <= after.window - before.window:
+            yield f"{after}: must be of 1 to {after.window - before.window} windows"
+    sealed = document.sealed_window
+    if type(sealed) is not int or not -1 <= sealed < document.next_window:
+        yield f"sealed_window={sealed!r}: must be in [-1, {document.next_window})"
 
 
 def _mark_problems(document: Document) -> Iterator[str]:
     windows = {window.window for window in document.windows}
-    marks = [*document.checkpoints, *([document.resumed] if document.resumed else [])]
     names = [mark.name for mark in document.checkpoints]
-    steps = [mark.policy_step for mark in marks]
-    if document.policy_step is not None:
-        steps.append(document.policy_step)
-    if not all(type(step) is int and 0 <= step <= MAX_POLICY_STEP for step in steps):
-        yield f"has a policy_step outside [0, {MAX_POLICY_STEP}]"
-    if not all(type(text) is str for text in (document.policy_uri, *(m.name for m in marks))):
-        yield "has a name or URI that is no text"
-    numbers = (document.sealed_window, *(mark.open_batches for mark in marks))
-    if not all(type(number) is int for number in numbers):
-        yield "has a number that is none"
+    for mark in (*document.checkpoints, *([document.resumed] if document.resumed else [])):
+        yield from _mark_problem(mark)
     for mark in document.checkpoints:
         if mark.window not in windows:
             yield f"{mark}: its window is not there"
-        if names.count(mark.name) > 1:
-            yield f"{mark}: its name occurs twice"
+    if len(set(names)) < len(names):
+        yield "has two checkpoints of one name"
+    if len(names) > MAX_CHECKPOINTS_EVER:
+        yield f"has {len(names)} checkpoints: must be at most {MAX_CHECKPOINTS_EVER}"
+    if document.policy_step is not None and not _is_step(document.policy_step):
+        yield f"has a policy_step outside [0, {MAX_POLICY_STEP}]"
+    if not _is_text(document.policy_uri, 0, MAX_URI_BYTES):
+        yield f"has a policy_uri that is none: must be text of at most {MAX_URI_BYTES} bytes"
+
+
+def _mark_problem(mark: CheckpointMark) -> Iterator[str]:
+    if not _is_text(mark.name, 1, MAX_CHECKPOINT_NAME_BYTES):
+        allowed = f"1 to {MAX_CHECKPOINT_NAME_BYTES} bytes"
+        yield f"has a checkpoint whose name is none: must be text of {allowed}"
+    if not _is_step(mark.policy_step):
+        yield f"has a checkpoint with a policy_step outside [0, {MAX_POLICY_STEP}]"
+    if not all(type(number) is int for number in (mark.window, mark.open_batches)):
+        yield f"{mark}: must have whole numbers"
+
+
+def _is_step(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MAX_POLICY_STEP
+
+
+def _is_text(value: object, least_bytes: int, most_bytes: int) -> bool:
+    return (
+        isinstance(value, str)
+        and least_bytes <= len(value.encode(errors="replace")) <= most_bytes
+    )

@@ -13,7 +13,7 @@ from curriculum_server.engine.findings import Finding, Findings, shown
 from curriculum_server.store.columns import OBJECTIVE, OBJECTIVE_SQ
 from curriculum_server.store.connection import Redis
 from curriculum_server.store.document import Document
-from curriculum_server.store.inventory import Found, Kind, find_keys, look_at
+from curriculum_server.store.inventory import Found, Kind, Known, find_keys, look_at
 from curriculum_server.store.keys import RunKeys
 from curriculum_server.store.looking import RawRun, is_listed, read_meta
 from curriculum_server.store.parts import DAMAGE
@@ -33,11 +33,6 @@ class Shape:
     """None when it cannot be read."""
     problem: tuple[str, str, str] | None = None
     """(kind, problem, remedy) of a document that cannot be read."""
-
-    @property
-    def column_names(self) -> list[str]:
-        assert self.document is not None
-        return self.document.column_names
 
 
 def shape_of(keys: RunKeys, raw: RawRun) -> Shape:
@@ -153,19 +148,17 @@ def _judged(found: Found, shape: Shape) -> tuple[str, str, str] | None:
         return "key_with_ttl", problem, f"`PERSIST {key}`"
     if shape.document is None:
         return None
-    return _orphaned(found, shape, shape.document)
+    return _orphaned(key, known, shape.document)
 
 
-def _orphaned(found: Found, shape: Shape, document: Document) -> tuple[str, str, str] | None:
+def _orphaned(key: str, known: Known, document: Document) -> tuple[str, str, str] | None:
     """A key that the document does not speak of."""
-    known, key = found.known, shown(found.key)
-    assert known is not None
     unlink = f"`UNLINK {key}`"
     if known.kind is Kind.COLUMN:
         if known.number not in {window.window for window in document.windows}:
             problem = f"{key} is of window {known.number}, which the run does not have"
             return "column_orphaned", problem, unlink
-        if known.column not in shape.column_names:
+        if known.column not in document.column_names:
             channel = json.dumps(known.column.removeprefix("ch:"))
             of = f"the channel {channel}, which the run does not declare"
             if known.column in (OBJECTIVE, OBJECTIVE_SQ):

@@ -24,10 +24,10 @@ from curriculum_server.store.columns import (
 from curriculum_server.store.connection import Redis
 from curriculum_server.store.document import Document
 from curriculum_server.store.keys import RunKeys
+from curriculum_server.store.parts import CELL_BYTES
 from curriculum_server.store.transfer import read_pieces, read_sizes
 from curriculum_server.store.windows import Window
 
-CELL_BYTES = 4
 SERVING_BYTES = 8
 CELLS_PER_LOOK = 1 << 18
 AT_MOST = (

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from curriculum_api.limits import MAX_POLICY_STEP
 from curriculum_server.engine.check_keys import RESTORE, Shape
 from curriculum_server.engine.findings import Findings, shown
 from curriculum_server.store.batches import CLOSED, OpenBatch, decode_records
@@ -17,7 +18,11 @@ from curriculum_server.store.keys import RunKeys
 from curriculum_server.store.load import load_record
 from curriculum_server.store.looking import RawRun, read_batches
 
+MAX_GROUPS = 10**15
+"""Of a window, so that those of all windows together fit into a message."""
+
 _GROUPS = re.compile(rb"(groups|mixed):(\d+)")
+_WHOLE = re.compile(rb"[0-9]{1,18}")
 
 
 def check_meta(keys: RunKeys, shape: Shape, findings: Findings) -> None:
@@ -26,8 +31,9 @@ def check_meta(keys: RunKeys, shape: Shape, findings: Findings) -> None:
     numbers = {}
     for name in ("seq", "claims", "policy_step"):
         value = raw.meta.get(name.encode(), b"")
-        if not value.isdigit():
-            problem = f"{meta} {name}={value!r}: must be a whole number"
+        most = MAX_POLICY_STEP if name == "policy_step" else 10**18
+        if not _WHOLE.fullmatch(value) or int(value) > most:
+            problem = f"{meta} {name}={value[:40]!r}: must be a whole number up to {most}"
             findings.error("meta_broken", problem, RESTORE)
         else:
             numbers[name] = int(value)
@@ -43,17 +49,18 @@ def check_meta(keys: RunKeys, shape: Shape, findings: Findings) -> None:
 
 
 def _check_groups(meta: str, raw: RawRun, document: Document, findings: Findings) -> None:
-    windows = {window.window for window in document.windows}
+    windows = {str(window.window) for window in document.windows}
     counts: dict[int, dict[bytes, int]] = {}
     for name, value in sorted(raw.meta.items()):
         match = _GROUPS.fullmatch(name)
         if match is None:
             continue
-        if int(match[2]) not in windows or not value.isdigit():
+        is_count = _WHOLE.fullmatch(value) and int(value) <= MAX_GROUPS
+        if match[2].decode() not in windows or not is_count:
             findings.error(
                 "group_count_orphaned",
-                f"{meta} {shown(name)}={shown(value)}: is of a window that the run does not have, "
-                "or no number",
+                f"{meta} {shown(name)}={shown(value[:40])}: is of a window that the run does not "
+                "have, or no number",
                 f"`HDEL {meta} {shown(name)}`",
             )
         else:

@@ -84,6 +84,8 @@ class Composer:
         self._ahead: Proposal | None = None
         self._asked = False
         """Whether the last batch is still without a report, which is going to change the ledger."""
+        self.report_count = 0
+        """Reports that came."""
 
     async def propose(self, run: Run, request: BatchRequest) -> Proposal:
         """The request's batch on what the mirror holds now."""
@@ -99,15 +101,31 @@ class Composer:
     def note_report(self) -> None:
         """Say that a report came: a trainer is likely to ask for its next batch."""
         self._asked = False
+        self.report_count += 1
+
+    def must_fit(self, run: Run) -> bool:
+        """Whether looking ahead takes a fit, which the next report may make useless."""
+        expected = self._expected(run)
+        return expected is not None and not (
+            run.mirror.is_fitted and run.mirror.document.window_for(expected.policy_step)
+        )
 
     async def look_ahead(self, run: Run) -> None:
-        """Compose what is likely to be asked for next."""
+        """Compose what is likely to be asked for next, or fit what it will be composed with."""
+        expected = self._expected(run)
+        if expected is None:
+            return
+        if run.mirror.document.window_for(expected.policy_step) is None:
+            await run.fit_next(expected.policy_step)
+        else:
+            self._ahead = await _compose(run, expected)
+
+    def _expected(self, run: Run) -> BatchRequest | None:
+        """What is likely to be asked for next and was not composed yet."""
         if self._last is None or self._asked:
-            return
+            return None
         expected = self._last.next_in_row(self._previous)
-        if expected is None or (self._ahead and self._ahead.fits(expected, run)):
-            return
-        self._ahead = await _compose(run, expected)
+        return None if self._ahead and expected and self._ahead.fits(expected, run) else expected
 
 
 async def _compose(run: Run, request: BatchRequest) -> Proposal:

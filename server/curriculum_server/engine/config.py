@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -16,6 +17,7 @@ from curriculum_api.limits import MAX_CHANNELS, MAX_DOMAINS, MAX_SLOT_ATTEMPTS
 
 CHANNEL_NAME = re.compile(r"[a-z0-9_]{1,64}")
 MAX_LEASE_TTL_S = 7 * 24 * 3600
+MAX_SEED = 2**64 - 1
 FIXED_FIELDS = ("reward_min", "reward_max", "pass_threshold", "seed", "channels", "objective")
 """What the ledger's counts depend on: set at creation only."""
 LARGEST_SELECTION = {
@@ -56,8 +58,8 @@ class RunConfig:
         reward_min: smallest reward; verifiers usually answer 0 or 1.
         reward_max: largest reward.
         pass_threshold: an attempt passes from this reward on; by default only a full reward does.
-        window_steps: policy steps whose counts are kept together; 5 is an eighth of those in which
-            evidence lost half its weight in a real GRPO trace.
+        window_steps: policy steps whose counts are kept together; in 5 a logit moves by .08
+            (standard deviation), sqrt(.0013 * 5), in a real GRPO trace.
         lease_ttl_s: a step of a large run takes minutes; an hour covers it with room.
         seed: every random choice derives from it and the request_id.
         objective: weights of the reward and of channels in what prompts are judged by, as given;
@@ -86,6 +88,8 @@ class RunConfig:
             raise _refused("window_steps", self.window_steps, "in [1, 100000]")
         if not 1 <= self.lease_ttl_s <= MAX_LEASE_TTL_S:
             raise _refused("lease_ttl", f"{self.lease_ttl_s}s", f"in [1s, {MAX_LEASE_TTL_S}s]")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise _refused("seed", self.seed, f"in [0, {MAX_SEED}]")
         if len(self.channels) > MAX_CHANNELS:
             raise _refused("channels", f"{len(self.channels)} channels", f"at most {MAX_CHANNELS}")
         names = [channel.name for channel in self.channels]
@@ -171,7 +175,8 @@ def _check_objective(objective: Mapping[str, float], channels: Sequence[str]) ->
         if name not in (REWARD, *channels):
             known = ", ".join((REWARD, *channels))
             raise _refused(f"objective[{name}]", weight, f"of the reward or a channel: {known}")
-        if type(weight) not in (int, float) or not 0.0 < weight < math.inf:
+        # A whole number of JSON may be larger than any float.
+        if type(weight) not in (int, float) or not 0.0 < weight <= sys.float_info.max:
             raise _refused(f"objective[{name}]", weight, "finite and above 0")
 
 

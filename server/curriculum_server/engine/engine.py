@@ -29,6 +29,8 @@ FOLLOW_INTERVAL_S = 1.0
 """How often a run that nobody asks about is brought up to date."""
 IDLE_S = 3600.0
 """After so long without a call a run's mirror is let go; the next call reads it again."""
+PAUSE_S = 0.05
+"""Without a report for so long, a burst of them is over."""
 FIRST_ROOM = 256
 """Runs to hold before those are looked for that turned out not to exist."""
 
@@ -168,11 +170,18 @@ class Engine:
 
     async def _sync_quietly(self, served: Served) -> None:
         """Background work: whoever asks next meets the same error and is told."""
-        run = served.run
+        run, composer = served.run, served.composer
         try:
             async with run.lock:
                 await run.sync()
-                await served.composer.look_ahead(run)
+                must_fit = composer.must_fit(run)
+                if not must_fit:
+                    await composer.look_ahead(run)
+            if must_fit:
+                await _pause_of_reports(composer)
+                async with run.lock:
+                    await run.sync()
+                    await composer.look_ahead(run)
             await run.tidy()
         except NotFoundError:
             self.forget(run.run_id)
@@ -183,3 +192,11 @@ class Engine:
             logger.warning("run not followed run=%s error=%s", run.run_id, error)
         except Exception:  # the boundary: one damaged run must not end the following of the others
             logger.exception("run not followed run=%s", run.run_id)
+
+
+async def _pause_of_reports(composer: Composer) -> None:
+    """Wait for it: reports come in bursts, and each may make a fit useless."""
+    seen = -1
+    while composer.report_count != seen:
+        seen = composer.report_count
+        await asyncio.sleep(PAUSE_S)

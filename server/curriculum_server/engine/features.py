@@ -54,7 +54,7 @@ class CatalogPrompts:
         )
 
 
-async def prepare_features(catalog: Catalog, *, use_text: bool | None = None) -> None:
+async def prepare_features(catalog: Catalog) -> None:
     """Bring `catalog.features` up to the catalog; at once where nothing is new.
 
     Selection must be the same on every server, so it uses no features that are still on their way:
@@ -65,34 +65,22 @@ async def prepare_features(catalog: Catalog, *, use_text: bool | None = None) ->
     and 13 s for a million, when the pool is loaded and whenever it has doubled; 54 MB per million.
     Others wait 9 ms for a turn meanwhile (99%).
 
-    Args:
-        use_text: as for `design_matrix`.
-
     Raises:
         CorruptStateError: a prompt cannot be decoded.
     """
-    while not _is_prepared(catalog, use_text):
+    while catalog.features is None or len(catalog.features) != len(catalog):
         if catalog.preparing is None or catalog.preparing.done():
-            catalog.preparing = asyncio.create_task(_prepare(catalog, use_text))
+            catalog.preparing = asyncio.create_task(_prepare(catalog))
         await asyncio.shield(catalog.preparing)
 
 
-def _is_prepared(catalog: Catalog, use_text: bool | None) -> bool:
-    known = catalog.features
-    return known is not None and known.use_text == use_text and len(known) == len(catalog)
-
-
-async def _prepare(catalog: Catalog, use_text: bool | None) -> None:
+async def _prepare(catalog: Catalog) -> None:
     known, prompts = catalog.features, CatalogPrompts(catalog)
-    if known is not None and known.use_text != use_text:
-        known = None
     if len(prompts) <= THREAD_PROMPTS:
-        catalog.features = _features(known, prompts, use_text)
+        catalog.features = _features(known, prompts)
     else:
-        catalog.features = await asyncio.to_thread(_features, known, prompts, use_text)
+        catalog.features = await asyncio.to_thread(_features, known, prompts)
 
 
-def _features(known: Features | None, prompts: CatalogPrompts, use_text: bool | None) -> Features:
-    if known is None:
-        return design_matrix(prompts, use_text=use_text)
-    return extend(known, prompts)
+def _features(known: Features | None, prompts: CatalogPrompts) -> Features:
+    return design_matrix(prompts) if known is None else extend(known, prompts)

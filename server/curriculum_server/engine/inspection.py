@@ -132,9 +132,8 @@ def matching(beliefs: Beliefs, domain: str, band: Band | None) -> Counts:
 
 def prompt_states(beliefs: Beliefs, indices: Counts) -> Iterator[PromptState]:
     """The state of the prompts at the given indices."""
-    mirror, belief = beliefs.mirror, beliefs.belief
-    alpha, beta = belief.alpha_N[indices], belief.beta_N[indices]
-    low, high = credible_interval(alpha, beta)
+    mirror, belief = beliefs.mirror, beliefs.belief.take(indices)
+    mean, (low, high) = belief.mean, credible_interval(belief.alpha_N, belief.beta_N)
     passes_N = mirror.total(PASSES)
     for row, index in enumerate(indices.tolist()):
         served = int(mirror.last_served_step_N[index])
@@ -142,7 +141,7 @@ def prompt_states(beliefs: Beliefs, indices: Counts) -> Iterator[PromptState]:
             prompt_id=mirror.catalog.ids[index],
             domain=mirror.catalog.domain(index),
             band=Band(beliefs.bands_N[index]),
-            pass_rate=float(alpha[row] / (alpha[row] + beta[row])),
+            pass_rate=float(mean[row]),
             pass_rate_low=float(low[row]),
             pass_rate_high=float(high[row]),
             attempt_count=int(mirror.attempts_N[index]),

@@ -7,12 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from curriculum_api.errors import (
-    AlreadyExistsError,
-    NotFoundError,
-    OverloadedError,
-    StateError,
-)
+from curriculum_api.errors import AlreadyExistsError, NotFoundError, StateError
 from curriculum_server.engine.run import LAYOUT_TRIES, Run
 from curriculum_server.store.batches import encode_records
 from curriculum_server.store.commit import Change, commit
@@ -37,8 +32,7 @@ async def checkpoint(run: Run, name: str, step: int, timeline: int | None) -> Do
     async with run.lock:
 
         def mark(document: Document) -> tuple[Document, Change] | None:
-            if timeline is not None:
-                run.check_timeline(timeline)
+            run.check_timeline(timeline)
             if _is_marked(document, name, step):
                 return None
             run.check_step(step)
@@ -104,7 +98,7 @@ async def rollback(run: Run, request_id: str, checkpoint_name: str) -> tuple[int
             change = _dropping(run, rolled, mark, {record_key: record.encode()})
             if await commit(run.redis, run.keys, run.mirror.layout, rolled, change):
                 return rolled.timeline, mark.policy_step
-    raise OverloadedError(f"run_id={run.run_id!r}: is changed by too many callers at once")
+    raise run.overtaken()
 
 
 async def publish_policy(run: Run, step: int, uri: str) -> None:

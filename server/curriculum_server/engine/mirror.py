@@ -32,7 +32,7 @@ from curriculum_server.store.columns import (
 from curriculum_server.store.document import Document
 from curriculum_server.store.load import Header, Snapshot
 from curriculum_server.store.reports import decode_deltas
-from curriculum_server.store.windows import Window, blocks, covering
+from curriculum_server.store.windows import Window, blocks, covering, mid_steps
 
 TOTALS = (ATTEMPTS, TOKENS)
 """Columns of which selection needs the sum over all windows."""
@@ -67,6 +67,8 @@ class Mirror:
     last_served_step_N: Cells
     """(N,) policy step of the last serving to a trainer; -1 where there was none."""
     _model: Model | None = field(default=None)
+    _next: tuple[tuple[Window, ...], Model] | None = field(default=None)
+    """What the window that is opened next starts with, and the windows there are then."""
     """Fitted on the blocks as they are."""
     _zeros_N: Cells = field(default_factory=lambda: np.zeros(0, np.int64))
 
@@ -127,7 +129,9 @@ class Mirror:
         columns, self.columns = self.columns, {}
         for (window, name), cells in columns.items():
             self._add(window, name, cells)
-        self._model = None
+        fitted, self._next = self._next, None
+        is_of_these = fitted is not None and fitted[0] == self.windows and before[1] == self.config
+        self._model = fitted[1] if fitted is not None and is_of_these else None
 
     def apply(self, event: Mapping[bytes, bytes]) -> bool:
         """Fold one event in; False when it is a change of layout, which must be read. The caller
@@ -169,12 +173,12 @@ class Mirror:
         """(N,) attempts ever counted."""
         return self.totals.get(ATTEMPTS, self._nothing_N())
 
-    def pool(self, policy_step: int, now_s: int) -> Pool:
-        """What selection sees at a policy step."""
+    def pool(self, policy_step: int, now_s: int, windows: tuple[Window, ...] | None = None) -> Pool:
+        """What selection sees at a policy step; with `windows`, as if there were these."""
         self._grow()
-        features = self.catalog.features
+        features, windows = self.catalog.features, windows or self.windows
         return Pool(
-            blocks=tuple(self._block(window, policy_step) for window in self.windows),
+            blocks=tuple(map(self._block, windows, mid_steps(windows, policy_step))),
             attempts_N=self.attempts_N,
             domain_N=self.catalog.domain_N,
             domains=tuple(self.catalog.domains),
@@ -192,12 +196,24 @@ class Mirror:
             self._model = pool.fit()
         return self._model
 
-    def _block(self, window: Window, policy_step: int) -> Block:
-        is_newest = window.window == self.windows[-1].window
-        last_step = min(window.last_step, policy_step) if is_newest else window.last_step
+    @property
+    def is_fitted(self) -> bool:
+        """Whether `model` has its answer at hand."""
+        self._grow()
+        return self._model is not None
+
+    def fit_next(self, policy_step: int, now_s: int) -> None:
+        """Fit what the window that a step opens starts with, before it is waited for."""
+        self._grow()
+        document = self.document.with_window_for(policy_step, self.config.window_steps)
+        windows = blocks(document.windows)
+        if windows[:-1] == self.windows and (self._next is None or self._next[0] != windows):
+            self._next = windows, self.pool(policy_step, now_s, windows).fit()
+
+    def _block(self, window: Window, mid_step: float) -> Block:
         is_graded = bool(self.config.objective)
         return Block(
-            mid_step=(window.first_step + max(last_step, window.first_step)) / 2,
+            mid_step=mid_step,
             attempts_N=self._shown(window, ATTEMPTS),
             passes_N=self._shown(window, OBJECTIVE if is_graded else PASSES),
             squares_N=self._shown(window, OBJECTIVE_SQ) if is_graded else None,
@@ -229,12 +245,13 @@ class Mirror:
         self.lease_N = _grown(self.lease_N, count)
         self.totals = {name: _grown(cells, count) for name, cells in self.totals.items()}
         self.last_served_step_N = _grown(self.last_served_step_N, count, fill=-1)
-        self._model = None
+        self._model = self._next = None
 
     def _apply_report(self, event: Mapping[bytes, bytes]) -> None:
         window = covering(self.windows, int(event[b"window"])).window
         if window != self.windows[-1].window or len(self.windows) == 1:
             self._model = None
+        self._next = None
         index_K, deltas = decode_deltas(event[b"columns"], event[b"deltas"])
         for name, amounts_K in deltas.items():
             cells = self.column(window, name)

@@ -14,7 +14,6 @@ from curriculum_api.errors import (
     AlreadyExistsError,
     InvalidRequestError,
     NotFoundError,
-    OverloadedError,
     StateError,
 )
 from curriculum_server.engine.counting import Attempts, advance_batch, count_deltas
@@ -28,6 +27,7 @@ from curriculum_server.store.reports import (
     load_report,
     report,
 )
+from curriculum_server.store.windows import Window
 
 REPORT_TRIES = 256
 """Each try that misses is another server's report that hit; a try costs about a millisecond."""
@@ -100,7 +100,7 @@ async def report_outcomes(run: Run, cache: BatchCache, request: ReportRequest) -
                     await run.sync()
                 # Another one if the run was deleted and made again.
                 batch = await cache.get(run, request.timeline, request.batch_id)
-    raise OverloadedError(f"run_id={run.run_id!r}: is changed by too many callers at once")
+    raise run.overtaken()
 
 
 async def _try_report(run: Run, batch: Batch, request: ReportRequest) -> ReportReply:
@@ -115,12 +115,7 @@ async def _try_report(run: Run, batch: Batch, request: ReportRequest) -> ReportR
     advance = advance_batch(state, deltas)
     window = run.open_window(request.policy_step)
     if advance is None or window is None:
-        # What comes too often or too late may be a repeat of what was counted; but no script
-        # compares the layout here, and what was counted may have been rolled back since.
-        async with run.lock:
-            await run.sync()
-        run.check_timeline(request.timeline)
-        seen = await load_report(run.redis, run.keys, request.timeline, request.request_id)
+        seen = await _counted_before(run, request)
         if seen is not None:
             return seen
     if advance is None:
@@ -128,14 +123,9 @@ async def _try_report(run: Run, batch: Batch, request: ReportRequest) -> ReportR
             return ReportReply("moved")
         raise _too_many(state, deltas)
     if window is None:
-        created_ms = run.mirror.document.create_ms
-        async with run.lock:
-            window = await run.window_for(request.policy_step)
-            # A rollback, or another run of that name, may have come while this waited; the layout
-            # below is then the new one.
-            run.check_timeline(request.timeline)
-            if run.mirror.document.create_ms != created_ms:
-                return ReportReply("stale")
+        window = await _opened_window(run, request)
+    if window is None:
+        return ReportReply("stale")
     reply = await report(
         run.redis,
         run.keys,
@@ -157,6 +147,25 @@ async def _try_report(run: Run, batch: Batch, request: ReportRequest) -> ReportR
     elif reply.progress_B is not None:
         batch.state = replace(state, progress_B=reply.progress_B)
     return reply
+
+
+async def _counted_before(run: Run, request: ReportRequest) -> ReportReply | None:
+    """What comes too often or too late may be a repeat of what was counted; but no script compares
+    the layout here, and what was counted may have been rolled back since."""
+    async with run.lock:
+        await run.sync()
+    run.check_timeline(request.timeline)
+    return await load_report(run.redis, run.keys, request.timeline, request.request_id)
+
+
+async def _opened_window(run: Run, request: ReportRequest) -> Window | None:
+    """The window that the report's counts go to. A rollback, which is refused, or another run of
+    that name may have come while this waited; the layout is then the new one, and this None."""
+    created_ms = run.mirror.document.create_ms
+    async with run.lock:
+        window = await run.window_for(request.policy_step)
+        run.check_timeline(request.timeline)
+        return window if run.mirror.document.create_ms == created_ms else None
 
 
 async def _refresh(run: Run, batch: Batch) -> bool:
@@ -241,7 +250,7 @@ async def _change_leases(
                     await run.sync()
             elif status != "moved":
                 return value
-    raise OverloadedError(f"batch_id={batch_id!r}: is changed by too many callers at once")
+    raise run.overtaken()
 
 
 def _accepted(request: ReportRequest, reply: ReportReply) -> Receipt:

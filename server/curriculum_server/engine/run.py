@@ -21,6 +21,7 @@ from curriculum_server import metrics
 from curriculum_server.engine.catalog import Catalog
 from curriculum_server.engine.features import prepare_features
 from curriculum_server.engine.mirror import Mirror
+from curriculum_server.engine.threads import in_thread
 from curriculum_server.store.batches import BatchRecord
 from curriculum_server.store.commit import Change, commit
 from curriculum_server.store.connection import Redis
@@ -45,7 +46,8 @@ MAX_STEP_ADVANCE = 10_000
 CHUNKS_PER_READ = 64
 LAYOUT_TRIES = 20
 THREAD_POOL_SIZE = 200_000
-"""Prompts from which a full pass is worth a thread: below, it takes about as long as the switch."""
+"""Prompts from which a full pass is worth a thread: below, it takes about as long as the switch.
+A fit is worth one with any pool: it takes tenths of a second from some thousand prompts on."""
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +174,7 @@ class Run:
             if await commit(self.redis, self.keys, self.mirror.layout, document, change):
                 await self.sync()
                 return document
-        raise OverloadedError(f"run_id={self.run_id!r}: is changed by too many callers at once")
+        raise self.overtaken()
 
     def open_window(self, step: int) -> Window | None:
         """The window that takes counts of `step` as things are; None when there is none."""
@@ -198,21 +200,25 @@ class Run:
         return window
 
     async def pool(self, policy_step: int) -> tuple[Pool, Model]:
-        """What selection sees at a step, computed off the event loop when the pool is large. The
+        """What selection sees at a step, computed off the event loop where that takes long. The
         caller holds the lock."""
         await prepare_features(self.mirror.catalog)
-        if len(self.mirror.catalog) > THREAD_POOL_SIZE:
-            work = asyncio.ensure_future(asyncio.to_thread(self._pool, policy_step))
-            try:
-                return await asyncio.shield(work)
-            except asyncio.CancelledError:
-                await asyncio.wait([work])  # it writes to the mirror: the lock must outlast it
-                raise
+        if len(self.mirror.catalog) > THREAD_POOL_SIZE or not self.mirror.is_fitted:
+            return await in_thread(self._pool, policy_step)
         return self._pool(policy_step)
 
     def _pool(self, policy_step: int) -> tuple[Pool, Model]:
         pool = self.mirror.pool(policy_step, self.now_s())
         return pool, self.mirror.model(pool)
+
+    async def fit_next(self, policy_step: int) -> None:
+        """Fit what the window that a step opens starts with. The caller holds the lock."""
+        await prepare_features(self.mirror.catalog)
+        await in_thread(self.mirror.fit_next, policy_step, self.now_s())
+
+    def overtaken(self) -> OverloadedError:
+        """What to raise when every try came too late for what others changed meanwhile."""
+        return OverloadedError(f"run_id={self.run_id!r}: is changed by too many callers at once")
 
     def check_step(self, step: int) -> None:
         """Refuse a policy step that cannot be meant."""
@@ -231,8 +237,10 @@ class Run:
         low = self.mirror.document.windows[-OPEN_WINDOWS:][0].first_step
         return low, min(self.mirror.policy_step + MAX_STEP_ADVANCE, MAX_POLICY_STEP)
 
-    def check_timeline(self, timeline: int) -> None:
-        """Fence off callers from before a rollback."""
+    def check_timeline(self, timeline: int | None) -> None:
+        """Fence off callers from before a rollback; those that name no timeline take any."""
+        if timeline is None:
+            return
         document = self.mirror.document
         if timeline > document.timeline:
             raise InvalidRequestError(f"timeline={timeline}: must be {document.timeline}")

@@ -56,19 +56,13 @@ async def _try_claim(
     run: Run, composer: Composer, request: BatchRequest, *, fresh: bool
 ) -> ServedBatch | None:
     """One go at composing and leasing; None when it must be repeated after reading again."""
-    if request.timeline is not None and request.timeline != run.mirror.document.timeline:
+    if request.timeline not in (None, run.mirror.document.timeline):
         await run.sync()
         run.check_timeline(request.timeline)
     if run.open_window(request.policy_step) is None:
-        # A repeat is answered however far the run has come, and opens no window; its prompts and
-        # its timeline may be newer than the mirror.
-        await run.sync()
-        if request.timeline is not None:
-            run.check_timeline(request.timeline)
-        timeline = run.mirror.document.timeline
-        known = await load_batch(run.redis, run.keys, timeline, request.request_id)
+        known = await _known_batch(run, request)
         if known is not None:
-            return _served_before(run, request, known.record)
+            return known
     window = await run.window_for(request.policy_step)
     proposal = await composer.propose(run, request)
     if len(proposal.prompts) > MAX_PROMPTS_BYTES:
@@ -104,6 +98,16 @@ async def _try_claim(
     if reply.status == "known":
         return _served_before(run, request, reply.record)
     return None
+
+
+async def _known_batch(run: Run, request: BatchRequest) -> ServedBatch | None:
+    """What the request got before: a repeat is answered however far the run has come, and opens no
+    window."""
+    await run.sync()  # its prompts and its timeline may be newer than the mirror
+    run.check_timeline(request.timeline)
+    timeline = run.mirror.document.timeline
+    known = await load_batch(run.redis, run.keys, timeline, request.request_id)
+    return _served_before(run, request, known.record) if known is not None else None
 
 
 def _served_before(run: Run, request: BatchRequest, record: BatchRecord) -> ServedBatch:

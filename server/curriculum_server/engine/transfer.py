@@ -16,7 +16,7 @@ from curriculum_api.limits import MAX_POLICY_STEP
 from curriculum_server.engine.check_document import document_problems
 from curriculum_server.engine.check_ledger import check_window
 from curriculum_server.engine.check_pool import check_count, check_pool
-from curriculum_server.engine.check_run import check_open_batches
+from curriculum_server.engine.check_run import MAX_GROUPS, check_open_batches
 from curriculum_server.engine.findings import Findings
 from curriculum_server.store.connection import Redis
 from curriculum_server.store.keys import RunKeys
@@ -191,9 +191,10 @@ async def _check(redis: Redis, keys: RunKeys, manifest: Manifest) -> None:
 def _counter_problems(manifest: Manifest) -> list[str]:
     windows = {window.window for window in manifest.document.windows}
     problems = [
-        f"groups[{window}]={counts}: must be of a window that is there, and the mixed at most all"
+        f"groups[{window}]={counts}: must be of a window that is there, at most {MAX_GROUPS}, and "
+        "the mixed at most all"
         for window, counts in manifest.groups.items()
-        if window not in windows or not 0 <= counts[1] <= counts[0]
+        if window not in windows or not 0 <= counts[1] <= counts[0] <= MAX_GROUPS
     ]
     if not 0 <= manifest.policy_step <= MAX_POLICY_STEP:
         problems.append(f"policy_step={manifest.policy_step}: must be in [0, {MAX_POLICY_STEP}]")

@@ -19,6 +19,7 @@ from curriculum_server.engine.config import RunConfig
 from curriculum_server.engine.engine import Engine
 from curriculum_server.engine.findings import Finding
 from curriculum_server.engine.growing import NewPrompt, add_prompts
+from curriculum_server.engine.listing import list_page
 from curriculum_server.engine.run import Run
 from curriculum_server.wire import prompt_message
 
@@ -46,8 +47,7 @@ class OperatorService:
     async def ListRuns(self, request: pb.ListRunsRequest) -> pb.ListRunsResponse:
         size = validate.page_size(request.page_size)
         after = _decode_token(request.page_token, validate.RUN_ID)
-        runs, after = await self._engine.page(after, size)
-        shown = [convert.run_message(run_id, header) for run_id, header in runs]
+        shown, after = await list_page(self._engine.redis, after, size, convert.run_message)
         return pb.ListRunsResponse(runs=shown, next_page_token=_encode_token(after))
 
     async def UpdateRun(self, request: pb.UpdateRunRequest) -> pb.UpdateRunResponse:

@@ -51,6 +51,14 @@ def covering(seen: Sequence[Window], window: int) -> Window:
     return next(block for block in seen if block.window >= window)
 
 
+def mid_steps(seen: Sequence[Window], policy_step: int) -> list[float]:
+    """The middle of each of these blocks; the newest, still open, reaches to the policy step."""
+    *closed, newest = seen
+    reached = max(newest.first_step, min(newest.last_step, policy_step))
+    ends = [*(window.last_step for window in closed), reached]
+    return [(window.first_step + end) / 2 for window, end in zip(seen, ends, strict=True)]
+
+
 def mergeable(windows: Sequence[Window], marks: Iterable[int]) -> list[tuple[Window, ...]]:
     """Runs of at least two neighbours that may be made one, given the last window of each kept
     checkpoint."""

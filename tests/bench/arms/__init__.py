@@ -27,13 +27,16 @@ from tests.bench.arms.uniform import Uniform
 
 Build = Callable[[Task, np.random.Generator], Arm]
 
-MOPPS_DECAYS = (0.3, 0.5, 0.7, 0.85, 1.0)
+MOPPS: dict[str, Build] = {
+    f"mopps_{decay:g}": partial(Mopps, decay=decay) for decay in (0.3, 0.5, 0.7, 0.85, 1.0)
+}
+"""For each lambda: the authors use 1 and .5."""
 
 PEERS: dict[str, Build] = {
     "uniform": Uniform,
     "dapo": Dapo,
     "speed": Speed,
-    **{f"mopps_{decay:g}": partial(Mopps, decay=decay) for decay in MOPPS_DECAYS},
+    **MOPPS,
     "greso": Greso,
     "dots": Dots,
     "adarft": Adarft,
@@ -42,14 +45,14 @@ PEERS: dict[str, Build] = {
     "prime_rl": PrimeRl,
     "prime_rl_3262": PrimeRlDecayed,
 }
-"""mopps is there for each lambda: the authors use 1 and .5."""
 
 PRODUCT: dict[str, Build] = {"edge": Edge, "edge_greedy": partial(Edge, config=GREEDY)}
-"""As a run has it by default, and with rest, softening and reserves off."""
+"""As a run has it by default, and with softening, rest, wear and reserves off; both learn how much
+of a batch each domain gets."""
 
 __all__ = [
     "GREEDY",
-    "MOPPS_DECAYS",
+    "MOPPS",
     "PEERS",
     "PRODUCT",
     "Adarft",

@@ -44,6 +44,13 @@ class Task:
         return len(self.domain_N)
 
 
+def embed(task: Task) -> Floats:
+    """(N, K) features beside one column per domain."""
+    one_hot = np.eye(task.domain_count)[task.domain_N] if task.domain_count > 1 else None
+    parts = [part for part in (task.features_NK, one_hot) if part is not None]
+    return np.concatenate(parts, axis=1) if parts else np.ones((len(task), 1))
+
+
 @dataclass(frozen=True)
 class Groups:
     """Rolled out groups, as a trainer sees them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from curriculum.arrays import Floats, Ints
-from tests.bench.arms.base import Groups, Rollouts, Task
+from tests.bench.arms.base import Groups, Rollouts, Task, embed
 
 _PERIOD_STEPS = 2
 _REFERENCE_SHARE = 0.5  # of B: 256 of 512
@@ -62,13 +62,6 @@ class Dots:
         score_N = -np.abs(self._predicted_N - 0.5) / _TEMPERATURE
         score_N += self._rng.gumbel(size=len(score_N))
         return np.argpartition(-score_N, count - 1)[:count]
-
-
-def embed(task: Task) -> Floats:
-    """(N, K) features beside one column per domain."""
-    one_hot = np.eye(task.domain_count)[task.domain_N] if task.domain_count > 1 else None
-    parts = [part for part in (task.features_NK, one_hot) if part is not None]
-    return np.concatenate(parts, axis=1) if parts else np.ones((len(task), 1))
 
 
 def attend(query_NK: Floats, key_RK: Floats, value_R: Floats) -> Floats:

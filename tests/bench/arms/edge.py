@@ -8,12 +8,12 @@ import numpy as np
 
 from curriculum import Block, Model, Pool, SelectionConfig, compose_batch
 from curriculum.arrays import Floats, Ints
+from curriculum_server.engine.config import RunConfig
 from curriculum_server.store.document import Document
-from curriculum_server.store.windows import blocks
+from curriculum_server.store.windows import blocks, mid_steps
 from tests.bench.arms.base import Groups, Rollouts, Task
 
-WINDOW_STEPS = 5  # the server's default
-# As a trainer that wants nothing but mixed groups would set it. At 1024 a score 1% below the best
+# As a trainer that wants nothing but mixed groups would set it. At 1024 a worth 1% below the best
 # weighs e**-10: the draw is the top of the list.
 GREEDY = SelectionConfig(
     sharpness=1024.0, rest_steps=0, wear_visits=0.0, review_share=0.0, reach_share=0.0
@@ -23,7 +23,7 @@ GREEDY = SelectionConfig(
 class Ledger:
     """What came by window of policy steps, seen as blocks, as the server sees it."""
 
-    def __init__(self, prompt_count: int, window_steps: int = WINDOW_STEPS) -> None:
+    def __init__(self, prompt_count: int, window_steps: int = RunConfig.window_steps) -> None:
         self._window_steps = window_steps
         self._document = Document(config={})
         self._windows = self._document.windows
@@ -54,13 +54,8 @@ class Ledger:
 
     def blocks(self, policy_step: int) -> tuple[Block, ...]:
         """As of a step."""
-        seen = []
-        for window in self._windows:
-            is_last = window is self._windows[-1]
-            last_step = min(window.last_step, policy_step) if is_last else window.last_step
-            mid_step = (window.first_step + max(last_step, window.first_step)) / 2
-            seen.append(Block(mid_step, *self._sums_3N[window.window]))
-        return tuple(seen)
+        middles = zip(self._windows, mid_steps(self._windows, policy_step), strict=True)
+        return tuple(Block(middle, *self._sums_3N[window.window]) for window, middle in middles)
 
 
 class Edge:

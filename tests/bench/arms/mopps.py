@@ -6,11 +6,13 @@ import numpy as np
 
 from tests.bench.arms.base import Groups, Loader, Rollouts, Task
 
+_CANDIDATE_RATIO = 16  # on MATH; 8 elsewhere
+
 
 class Mopps:
     """Of the next candidates those whose sampled pass rate is nearest to 1/2.
 
-    ``g_i ~ Beta(a_i, b_i)``, the B smallest ``(g_i - 1/2)**2`` of ``min(ratio B, N)`` candidates;
+    ``g_i ~ Beta(a_i, b_i)``, the B smallest ``(g_i - 1/2)**2`` of ``min(16 B, N)`` candidates;
     then, for these only, with the observed rate s of n attempts and the start ``a = b = 1``,
 
         a <- lambda a + (1 - lambda) + s n,   b <- lambda b + (1 - lambda) + (1 - s) n
@@ -19,23 +21,15 @@ class Mopps:
 
     Args:
         decay: lambda; the authors use 1 on MATH, .5 on Countdown and Geo3k.
-        candidate_ratio: 16 on MATH, 8 elsewhere.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        rng: np.random.Generator,
-        *,
-        decay: float = 1.0,
-        candidate_ratio: int = 16,
-    ) -> None:
+    def __init__(self, task: Task, rng: np.random.Generator, *, decay: float = 1.0) -> None:
         self._task, self._rng, self._loader = task, rng, Loader(len(task), rng)
-        self._decay, self._candidate_count = decay, candidate_ratio * task.batch_size
+        self._decay = decay
         self.alpha_N, self.beta_N = np.ones(len(task)), np.ones(len(task))
 
     def step(self, policy_step: int, rollouts: Rollouts) -> Groups:
-        candidates = self._loader.next(self._candidate_count)
+        candidates = self._loader.next(_CANDIDATE_RATIO * self._task.batch_size)
         drawn_C = self._rng.beta(self.alpha_N[candidates], self.beta_N[candidates])
         nearest = np.argsort((drawn_C - 0.5) ** 2)[: self._task.batch_size]
         groups = rollouts.sample(candidates[nearest], self._task.group_size)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from curriculum.arrays import Floats, Ints
-from tests.bench.arms.base import Groups, Rollouts, Task
-from tests.bench.arms.dots import embed
+from tests.bench.arms.base import Groups, Rollouts, Task, embed
 
 _CANDIDATE_RATIO = 8  # k [U]
 _RATE, _PROMPT_RATE = 0.2, 1.0  # of the stand-in for the authors' value model [U]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from curriculum.arrays import Floats
+from curriculum.arrays import Bools, Floats
 from tests.bench.arms.base import Groups, Rollouts, Task
 
 _HARD_UP_TO, _NORMAL_UP_TO = 0.25, 0.75
@@ -54,16 +54,16 @@ class PrimeRlDecayed(PrimeRl):
 
     def __init__(self, task: Task, rng: np.random.Generator) -> None:
         super().__init__(task, rng)
-        self.successes_N, self.failures_N = np.zeros(len(task)), np.zeros(len(task))
+        self.passes_N, self.fails_N = np.zeros(len(task)), np.zeros(len(task))
 
     def observe(self, groups: Groups) -> None:
         i = groups.index_M
-        self.successes_N[i] = _DECAY * self.successes_N[i] + groups.reward_M
-        self.failures_N[i] = _DECAY * self.failures_N[i] + groups.attempts_M - groups.reward_M
-        total_M = self.successes_N[i] + self.failures_N[i]
-        rate_M = (1.0 + self.successes_N[i]) / (2.0 + total_M)
+        self.passes_N[i] = _DECAY * self.passes_N[i] + groups.reward_M
+        self.fails_N[i] = _DECAY * self.fails_N[i] + groups.attempts_M - groups.reward_M
+        total_M = self.passes_N[i] + self.fails_N[i]
+        rate_M = (1.0 + self.passes_N[i]) / (2.0 + total_M)
         self.weight_N[i] = _weight((rate_M >= _HOPELESS) & (rate_M <= _SATURATED))
 
 
-def _weight(inside: Floats) -> Floats:
-    return np.where(inside, 1.0, _OUTSIDE_WEIGHT)
+def _weight(inside_M: Bools) -> Floats:
+    return np.where(inside_M, 1.0, _OUTSIDE_WEIGHT)

@@ -18,7 +18,8 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,37 +33,15 @@ DEFAULT_ARMS = ("uniform", "dapo", "mopps_1", "mopps_0.5", "edge")
 SWEPT_RATES = (1e-4, 2e-4, 4e-4)
 
 
-@dataclass(frozen=True)
-class Job:
-    """One arm from one start, or the start itself."""
-
-    seed: int
-    size: Size
-    device: str
-    arm: str = ""
-    start: Start | None = None
-
-
-def begin(job: Job) -> Start:
-    """The warm start of a seed."""
-    return prepare(job.seed, job.size, job.device)
-
-
-def work(job: Job) -> Outcome:
-    """One arm's run."""
-    if job.start is None:
-        raise ValueError("start=None: must be that of the seed")
-    return learn(job.arm, job.start, job.size, job.device)
-
-
 def compare(
     starts: Sequence[Start], arms: Sequence[str], size: Size, device: str, *, processes: int
 ) -> dict[str, list[Outcome]]:
     """Every arm from every start."""
-    jobs = [Job(start.seed, size, device, arm, start) for start in starts for arm in arms]
+    runs = [(arm, start) for start in starts for arm in arms]
+    outcomes = in_order(partial(learn, size=size, device=device), runs, processes)
     results: dict[str, list[Outcome]] = {arm: [] for arm in arms}
-    for job, outcome in zip(jobs, in_order(work, jobs, processes), strict=True):
-        results[job.arm].append(outcome)
+    for (arm, _), outcome in zip(runs, outcomes, strict=True):
+        results[arm].append(outcome)
     return results
 
 
@@ -84,8 +63,8 @@ def main() -> None:
     size = SIZES["quick" if options.quick else options.size]
     if options.rollouts:
         size = replace(size, rollout_budget=options.rollouts)
-    first = [Job(seed, size, options.device) for seed in range(options.seeds)]
-    starts = in_order(begin, first, options.processes)
+    begin = partial(prepare, size=size, device=options.device)
+    starts = in_order(begin, range(options.seeds), options.processes)
     show_start(starts)
     if options.sweep:
         sweep(starts, size, options.device, processes=options.processes)

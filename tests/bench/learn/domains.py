@@ -11,7 +11,6 @@ import random
 import string
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import reasoning_gym
@@ -82,17 +81,15 @@ def _without(rng: random.Random, n: int) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Gym:
-    """A family of Reasoning Gym: how its instances are put, and how an answer is given back.
+    """A data set of Reasoning Gym: how its instances are put, and how an answer is given back.
 
     Attributes:
-        name: of the data set.
         settings: of each level.
         put: question and answer of an entry, in our characters.
         is_open: whether other answers may be right too, of which its scorer decides. The other
             scorers are not asked: they forgive a letter too many, or a number that is one off.
     """
 
-    name: str
     settings: tuple[Mapping[str, Any], ...]
     put: Callable[[Mapping[str, Any]], tuple[str, str]]
     is_open: bool = False
@@ -134,19 +131,13 @@ SYNTHETIC: Mapping[str, tuple[Make, range]] = {
     "without": (_without, range(3, 9)),
 }
 GYMS: Mapping[str, Gym] = {
-    "chain_sum": Gym(
-        "chain_sum", _exactly("terms", range(2, 6), min_digits=1, max_digits=1), _put_chain
-    ),
-    "spell_backward": Gym("spell_backward", _exactly("word_len", range(3, 9)), _put_word),
-    "number_sorting": Gym(
-        "number_sorting",
-        _exactly("numbers", range(2, 9), **_DIGITS),
-        _put_numbers,
-    ),
-    "palindrome_generation": Gym(
-        "palindrome_generation", _exactly("length", range(3, 9)), _put_palindrome, is_open=True
-    ),
+    "chain_sum": Gym(_exactly("terms", range(2, 6), min_digits=1, max_digits=1), _put_chain),
+    "spell_backward": Gym(_exactly("word_len", range(3, 9)), _put_word),
+    "number_sorting": Gym(_exactly("numbers", range(2, 9), **_DIGITS), _put_numbers),
+    "palindrome_generation": Gym(_exactly("length", range(3, 9)), _put_palindrome, is_open=True),
 }
+"""By the name that Reasoning Gym has for it."""
+
 FAMILIES = (*SYNTHETIC, *GYMS)
 
 
@@ -158,7 +149,7 @@ def level_count(family: str) -> int:
 def distinct(family: str, level: int, count: int, seed: int) -> list[Question]:
     """Different questions of a level; fewer if so many are not found in ten times as many."""
     found: dict[str, Question] = {}
-    for question in islice(_stream(family, level, 10 * count, seed), 10 * count):
+    for question in _stream(family, level, 10 * count, seed):
         found.setdefault(question.text, question)
         if len(found) == count:
             break
@@ -173,9 +164,7 @@ def _stream(family: str, level: int, most: int, seed: int) -> Iterator[Question]
             yield Question(family, level, *make(rng, sizes[level]))
         return
     gym = GYMS[family]
-    for entry in reasoning_gym.create_dataset(
-        gym.name, size=most, seed=seed, **gym.settings[level]
-    ):
+    for entry in reasoning_gym.create_dataset(family, size=most, seed=seed, **gym.settings[level]):
         text, answer = gym.put(entry)
         if text[1:] == text[1:].lower():  # some words are names
             yield Question(family, level, text, answer, entry)
@@ -198,5 +187,5 @@ def is_right(question: Question, answer: str) -> bool:
     gym = GYMS.get(question.family)
     if gym is None or not gym.is_open:
         return False
-    score = reasoning_gym.get_score_answer_fn(gym.name)
+    score = reasoning_gym.get_score_answer_fn(question.family)
     return float(score(answer, question.entry)) >= _PASS_SCORE

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from curriculum import mixed_probability_at
 from curriculum.arrays import Floats
 from tests.bench.figure import colour, new_figure, save
 from tests.bench.intervals import Estimate, bootstrap
@@ -79,18 +80,15 @@ def show_start(starts: Sequence[Start]) -> None:
     for start in starts:
         shares = histogram(start.pass_rate_N)
         cells = "".join(f"{share:8.3f}" for share in shares)
-        print(f"  {start.seed:4} {cells}{mixed_at(start.pass_rate_N, 8):8.2f}{start.seconds:9.0f}")
+        # A little too low, as the rates are estimates.
+        mixed = mixed_probability_at(start.pass_rate_N, 8).mean()
+        print(f"  {start.seed:4} {cells}{mixed:8.2f}{start.seconds:9.0f}")
 
 
 def histogram(rate_N: Floats) -> Floats:
     """Shares between the edges; 0 and 1 lie in the outermost."""
     counts: Floats = np.histogram(rate_N, _EDGES)[0] / len(rate_N)
     return counts
-
-
-def mixed_at(rate_N: Floats, group_size: int) -> float:
-    """``1 - p**G - (1 - p)**G`` on average; a little too low, as the rates are estimates."""
-    return float(np.mean(1.0 - rate_N**group_size - (1.0 - rate_N) ** group_size))
 
 
 def show(results: Results) -> None:

@@ -67,7 +67,7 @@ class Memory:
     length: int
 
 
-class Block(nn.Module):
+class Layer(nn.Module):
     """Attention and a feed-forward layer, each on normalised input and added to it."""
 
     def __init__(self, shape: Shape) -> None:
@@ -101,8 +101,8 @@ class Transformer(nn.Module):
     def __init__(self, shape: Shape, places: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(len(CHARACTERS) + 2, shape.width)
-        self.blocks = [Block(shape) for _ in range(shape.layers)]
-        self._registered = nn.ModuleList(self.blocks)
+        self.layers = [Layer(shape) for _ in range(shape.layers)]
+        self._registered = nn.ModuleList(self.layers)  # whose own items have no type
         self.norm = nn.LayerNorm(shape.width)
         self.head = nn.Linear(shape.width, len(CHARACTERS) + 2, bias=False)
         half = shape.width // shape.heads // 2
@@ -118,15 +118,15 @@ class Transformer(nn.Module):
         hidden_BP = torch.where(codes == PAD, _HIDDEN, 0.0)
         ahead = torch.full((length, length), _HIDDEN, device=codes.device).triu(1)
         mask = hidden_BP[:, None, None, :] + ahead
-        memory = Memory([], [None] * len(self.blocks), hidden_BP, length)
+        memory = Memory([], [None] * len(self.layers), hidden_BP, length)
         x, turn = self.embedding(codes), self._turn(0, length)
-        for i, block in enumerate(self.blocks):
-            q, k, v = block.project(x, turn)
+        for i, layer in enumerate(self.layers):
+            q, k, v = layer.project(x, turn)
             memory.question.append((k, v))
-            if i + 1 < len(self.blocks):  # nobody sees what the last one would add
+            if i + 1 < len(self.layers):  # nobody sees what the last one would add
                 q, k, v = (part.transpose(1, 2) for part in (q, k, v))
                 attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-                x = block.finish(x, attended.transpose(1, 2))
+                x = layer.finish(x, attended.transpose(1, 2))
         return memory
 
     def write(self, codes_BGA: Tensor, memory: Memory) -> Tensor:
@@ -136,13 +136,13 @@ class Transformer(nn.Module):
         turn = self._turn(memory.length + past, count)
         ahead = torch.full((count, past + count), _HIDDEN, device=codes_BGA.device).triu(1 + past)
         x = self.embedding(codes_BGA)
-        for i, block in enumerate(self.blocks):
-            q, k, v = block.project(x, turn)
+        for i, layer in enumerate(self.layers):
+            q, k, v = layer.project(x, turn)
             before = memory.answer[i]
             if before is not None:
                 k, v = torch.cat([before[0], k], dim=2), torch.cat([before[1], v], dim=2)
             memory.answer[i] = (k, v)
-            x = block.finish(x, _attended(q, memory.question[i], (k, v), memory.hidden_BP, ahead))
+            x = layer.finish(x, _attended(q, memory.question[i], (k, v), memory.hidden_BP, ahead))
         logits: Tensor = self.head(self.norm(x))
         return logits
 

@@ -212,8 +212,9 @@ class _Watch:
         )
 
 
-def learn(name: str, start: Start, size: Size, device: str) -> Outcome:
+def learn(arm_and_start: tuple[str, Start], size: Size, device: str) -> Outcome:
     """One arm from a seed's start until its budget is spent."""
+    name, start = arm_and_start
     began = time.perf_counter()
     torch.set_num_threads(1)
     policy = Policy(size.shape, size.training, torch.device(device), start.seed)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.bench.arms import MOPPS_DECAYS, PEERS, PRODUCT, Arm, Build, Edge
+from tests.bench.arms import MOPPS, PEERS, PRODUCT, Arm, Build, Edge
 from tests.bench.figure import bars, new_figure, save
 from tests.bench.harness import oracle_of, run
 from tests.bench.intervals import Estimate, bootstrap
@@ -25,12 +25,19 @@ from tests.bench.parallel import in_order
 from tests.bench.replay.environment import STEPS_PER_VISIT, Replay, Trace, read_trace
 from tests.bench.replay.prediction import Foretold, calibration_error, foretell
 
-MEASURES = ("overall", "after_quarter", "overall_trained", "after_quarter_trained")
-SPREAD = ("rollouts_thousands", "distinct_share", "effective_share", "belief_error")
+MEASURES = (
+    "overall",
+    "after_quarter",
+    "overall_trained",
+    "after_quarter_trained",
+    "rollouts_thousands",
+    "distinct_share",
+    "effective_share",
+)
+ROW = (*MEASURES, "belief_error")
 NAMES = ("edge", "edge_slow_clock", "edge_default", *PEERS, "ceiling")
 ALWAYS = ("edge", "uniform", "mopps_1", "ceiling")
 LABELS = {"adarft": "adarft, 128 each before"}
-ROW = (*MEASURES, *SPREAD)
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Setting:
     """One way to play a trace.
 
     Attributes:
+        trace: the recording.
         batch_size: B.
         step_count: T.
         steps_per_visit: policy steps that pass between two visits of the recording.
@@ -122,10 +130,8 @@ def compare(
 
 def best_mopps(rows: Mapping[str, Mapping[str, Estimate]]) -> str:
     """The lambda with the most mixed groups after the first quarter."""
-    names = [f"mopps_{decay:g}" for decay in MOPPS_DECAYS]
-    return max(
-        (name for name in names if name in rows), key=lambda name: rows[name]["after_quarter"].mean
-    )
+    names = [name for name in MOPPS if name in rows]
+    return max(names, key=lambda name: rows[name]["after_quarter"].mean)
 
 
 def show(title: str, rows: Mapping[str, Mapping[str, Estimate]]) -> None:
@@ -182,7 +188,7 @@ def summary_of(rows: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str
     """The means by arm, intervals beside them."""
     return {
         name: {
-            **{key: round(row[key].mean, 4) for key in (*MEASURES, *SPREAD[:3])},
+            **{key: round(row[key].mean, 4) for key in MEASURES},
             "interval": {key: row[key].rounded() for key in ("overall", "after_quarter")},
         }
         for name, row in rows.items()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from curriculum.arrays import Floats, Ints
+from curriculum.arrays import Bools, Floats, Ints
 from tests.bench.arms.base import Groups, Task
 
 RECORDED_ATTEMPTS = 8
@@ -136,7 +136,7 @@ class Replay:
         rate_M = self._rate_NT[index_M, self._step]
         return passes_M + self._rng.binomial(attempts_M - recorded_M, rate_M)
 
-    def _turn(self, new_N: Ints) -> None:
+    def _turn(self, new_N: Bools) -> None:
         """Prompts whose next visit has come."""
         self._left_N[new_N] = RECORDED_ATTEMPTS
         self._left_correct_N[new_N] = self._correct_NT[new_N, self._step]

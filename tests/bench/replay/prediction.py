@@ -7,18 +7,17 @@ with it. Axes: V epochs, N prompts that had that many visits.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import lgamma
 
 import numpy as np
 
 from curriculum import Belief
 from curriculum.arrays import Floats, Ints
+from curriculum.beta import log_beta_binomial
 from tests.bench.arms.base import Groups, Task
 from tests.bench.arms.edge import Ledger, pool_of
 from tests.bench.replay.environment import RECORDED_ATTEMPTS, Trace
 
 _BINS = 10
-_log_gamma = np.frompyfunc(lgamma, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -65,25 +64,13 @@ def foretell(trace: Trace, steps_per_visit: float) -> Foretold:
         ledger.turn(step)
         if epoch:
             pool = pool_of(task, ledger, step, never_N)
-            beliefs.append(pool.belief_at(here_N, pool.fit()))
+            beliefs.append(pool.beliefs(pool.fit(), here_N))
             came.append(correct_NV[here_N, epoch])
         ledger.add(step, _groups(here_N, correct_NV[here_N, epoch]))
-    belief = Belief(
-        np.concatenate([belief.alpha_N for belief in beliefs]),
-        np.concatenate([belief.beta_N for belief in beliefs]),
-    )
+    belief = Belief.join(beliefs)
     passes_M = np.concatenate(came)
     log_probability_M = log_beta_binomial(passes_M, RECORDED_ATTEMPTS, belief)
     return Foretold(belief.mean, log_probability_M, passes_M / RECORDED_ATTEMPTS)
-
-
-def log_beta_binomial(passes_M: Ints, attempts: int, belief: Belief) -> Floats:
-    """``log [ C(n, k) B(a + k, b + n - k) / B(a, b) ]``"""
-    k, n, a, b = passes_M, attempts, belief.alpha_N, belief.beta_N
-    choose = lgamma(n + 1) - _log_gamma(k + 1) - _log_gamma(n - k + 1)
-    after = _log_gamma(a + k) + _log_gamma(b + n - k) - _log_gamma(a + b + n)
-    before = _log_gamma(a) + _log_gamma(b) - _log_gamma(a + b)
-    return (choose + after - before).astype(np.float64)
 
 
 def calibration_error(believed_M: Floats, came_M: Floats) -> float:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from curriculum.arrays import Floats
-from tests.bench.arms import MOPPS_DECAYS, PEERS, PRODUCT, Build
+from tests.bench.arms import MOPPS, PEERS, PRODUCT, Build
 from tests.bench.figure import bars, new_figure, save
 from tests.bench.intervals import Estimate, geometric
 from tests.bench.parallel import in_order
@@ -28,7 +28,6 @@ from tests.bench.worlds.learner import World
 from tests.bench.worlds.race import Result, race, uniform_target
 
 ARMS: dict[str, Build | None] = {**PRODUCT, **PEERS, "oracle": None}
-MOPPS = tuple(f"mopps_{decay:g}" for decay in MOPPS_DECAYS)
 SHOWN = ("edge", "edge_greedy", "mopps_1", "mopps_0.5", "dapo", "speed", "dots", "pcl", "oracle")
 QUICK_WORLDS = ("bimodal", "no features", "features 60", "small pool", "noisy verifier")
 ALWAYS = ("edge", "uniform", "mopps_1")  # what the figures are ratios of
@@ -92,9 +91,9 @@ def ratios(table: Table, measure: str = "rollouts") -> dict[str, Estimate]:
     return {"mopps": geometric(ours - best_mopps(table, measure)), **compared}
 
 
-def to_uniform(table: Table, arm: str, measure: str = "rollouts") -> dict[str, Estimate]:
+def to_uniform(table: Table, arm: str) -> dict[str, Estimate]:
     """World -> what an arm spends for each rollout of uniform."""
-    difference = log_cost(table, arm, measure) - log_cost(table, "uniform", measure)
+    difference = log_cost(table, arm) - log_cost(table, "uniform")
     columns = zip(table, difference.T, strict=True)
     return {name: geometric(column_S[:, None]) for name, column_S in columns}
 

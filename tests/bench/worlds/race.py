@@ -75,10 +75,11 @@ class _Finish:
     make it give up, but it counts in its rollouts."""
 
     def __init__(self, target: Target, trace: list[float]) -> None:
-        self._target, self._trace, self._spent_before = target, trace, -1
+        self._target, self._trace = target, trace
+        self._spent_before: int | None = None
 
     def __call__(self, charged: int) -> bool:
-        if self._spent_before < 0:
+        if self._spent_before is None:
             self._spent_before = charged
         reached = max(self._trace) >= self._target.held_out
         limit = GIVE_UP_AFTER * self._target.rollouts
