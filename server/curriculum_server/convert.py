@@ -92,7 +92,7 @@ def new_prompts(messages: list[prompt_pb2.Prompt]) -> list[NewPrompt]:
 def _new_prompt(message: prompt_pb2.Prompt) -> NewPrompt:
     embedding = b""
     if message.embedding:
-        embedding = np.array(list(message.embedding)).astype(EMBEDDING_DTYPE).tobytes()
+        embedding = np.array(message.embedding, np.float32).astype(EMBEDDING_DTYPE).tobytes()
         served = prompt_pb2.Prompt()
         served.CopyFrom(message)
         served.ClearField("embedding")

@@ -7,6 +7,8 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from curriculum_api import limits
 from curriculum_api.errors import InvalidRequestError
 from curriculum_api.v1 import batch_pb2, prompt_pb2
@@ -59,7 +61,7 @@ def prompts(values: Sequence[prompt_pb2.Prompt]) -> Iterator[list[prompt_pb2.Pro
     piece: list[prompt_pb2.Prompt] = []
     piece_bytes = 0
     for row, value in enumerate(values):
-        piece_bytes += _prompt(f"prompts[{row}]", value)
+        piece_bytes += prompt(f"prompts[{row}]", value)
         if value.prompt_id in seen:
             raise InvalidRequestError(
                 f"prompts[{row}].prompt_id={_shown(value.prompt_id)}: must occur once in a request"
@@ -82,7 +84,7 @@ def outcomes(value: batch_pb2.Outcomes) -> None:
         _length(f"outcomes.channels[{_shown(name)}].values", len(channel.values), rows)
 
 
-def _prompt(name: str, value: prompt_pb2.Prompt) -> int:
+def prompt(name: str, value: prompt_pb2.Prompt) -> int:
     """Check a prompt; the bytes of its text, payload and embedding."""
     text(f"{name}.prompt_id", value.prompt_id, limits.MAX_PROMPT_ID_BYTES)
     text(f"{name}.domain", value.domain, limits.MAX_DOMAIN_BYTES)
@@ -105,9 +107,10 @@ def _prompt(name: str, value: prompt_pb2.Prompt) -> int:
 def _embedding(name: str, values: Sequence[float]) -> None:
     count(f"len({name})", len(values), 0, limits.MAX_EMBEDDING_LENGTH)
     most = limits.MAX_EMBEDDING_VALUE
-    for at, number in enumerate(values):
-        if not -most <= number <= most:
-            raise InvalidRequestError(f"{name}[{at}]={number}: must be in [{-most}, {most}]")
+    is_wrong = ~(np.abs(np.array(values, np.float32)) <= most)  # so that NaN is wrong
+    if is_wrong.any():
+        at = int(is_wrong.argmax())
+        raise InvalidRequestError(f"{name}[{at}]={values[at]}: must be in [{-most}, {most}]")
 
 
 def _json_object(name: str, value: str) -> None:

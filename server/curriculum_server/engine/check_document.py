@@ -145,6 +145,5 @@ def _is_step(value: object) -> bool:
 
 def _is_text(value: object, least_bytes: int, most_bytes: int) -> bool:
     return (
-        isinstance(value, str)
-        and least_bytes <= len(value.encode(errors="replace")) <= most_bytes
+        isinstance(value, str) and least_bytes <= len(value.encode(errors="replace")) <= most_bytes
     )

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from array import array
+from collections.abc import Sequence
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from curriculum_api.errors import InvalidRequestError
+from curriculum_api.limits import MAX_DOMAINS
 from curriculum_api.v1 import batch_pb2, operator_service_pb2, prompt_pb2
+from curriculum_server import validate
 from curriculum_server.engine.catalog import decode_embeddings
 from curriculum_server.engine.check_keys import RESTORE
 from curriculum_server.engine.findings import Findings, shown
@@ -27,7 +31,8 @@ from curriculum_server.wire import (
 )
 
 PROMPTS_PER_TURN = 200
-"""Some 2 ms, after which others have theirs."""
+"""Some 5 ms, after which others have theirs."""
+Prompts = Sequence[prompt_pb2.Prompt]
 PROMPT_FIELD = batch_pb2.ServedPrompt.PROMPT_FIELD_NUMBER
 
 
@@ -35,7 +40,7 @@ async def check_pool(
     redis: Redis, keys: RunKeys, document: Document, findings: Findings
 ) -> array[int]:
     """Look at every chunk; gives a hash of each prompt_id."""
-    hashes, lengths = array("q"), set[int]()
+    hashes, lengths, domains = array("q"), set[int](), set[str]()
     for chunk in range(document.chunk_count):
         ((catalog, payload),) = await load_chunks(redis, keys, chunk, chunk + 1)
         for key, blob in ((keys.catalog(chunk), catalog), (keys.payload(chunk), payload)):
@@ -44,9 +49,10 @@ async def check_pool(
         key = keys.catalog(chunk)
         ids, length = _entries(key, catalog, findings) if catalog is not None else (None, 0)
         lengths |= {length} - {0}
-        if ids is not None and payload is not None and not _are_prompts(ids, payload):
-            await _check_prompts(keys.payload(chunk), ids, payload, findings)
+        if ids is not None and payload is not None:
+            await _check_payload(keys.payload(chunk), ids, payload, findings)
         hashes.extend(hash(prompt_id) for prompt_id, _ in ids or ())
+        domains.update(domain for _, domain in ids or ())
         await asyncio.sleep(0)
     if len(lengths) > 1:
         findings.error(
@@ -54,6 +60,9 @@ async def check_pool(
             f"embeddings have {sorted(lengths)} numbers: must be alike",
             RESTORE,
         )
+    if len(domains) > MAX_DOMAINS:
+        problem = f"the catalog names {len(domains)} domains: must be at most {MAX_DOMAINS}"
+        findings.error("domains_exceed_limit", problem, RESTORE)
     return hashes
 
 
@@ -92,24 +101,55 @@ def _entries(
     return None, 0
 
 
-def _are_prompts(ids: list[tuple[str, str]], payload: bytes) -> bool:
-    """Whether all is well with a chunk, in half the time that it takes to say what is not: its
-    encoding is that of a request to add it."""
+async def _check_payload(
+    key: str, ids: list[tuple[str, str]], payload: bytes, findings: Findings
+) -> None:
+    prompts = _decoded_whole(ids, payload)
+    if prompts is None:
+        prompts = await _decoded_singly(key, ids, payload, findings)
+    for count, prompt in enumerate(prompts, 1):
+        problem = _problem_of(prompt)
+        if problem:
+            findings.error("prompt_broken", f"{shown(key)}: {problem}", RESTORE)
+        if count % PROMPTS_PER_TURN == 0:
+            await asyncio.sleep(0)
+
+
+def _problem_of(prompt: prompt_pb2.Prompt) -> str:
+    """Why no request could have brought a prompt, or why it must not be served."""
+    name = f"prompt {prompt.prompt_id!r}"
+    if prompt.embedding:
+        return f"{name}.embedding: must be in the catalog, not in what is served"
+    try:
+        validate.prompt(name, prompt)
+    except InvalidRequestError as error:
+        return str(error)
+    return ""
+
+
+def _decoded_whole(ids: list[tuple[str, str]], payload: bytes) -> Prompts | None:
+    """A chunk's prompts if its encoding is that of a request to add them, as it should be; in half
+    the time that it takes to say what is not."""
     try:
         chunk = operator_service_pb2.AddPromptsRequest.FromString(payload)
     except DecodeError:
-        return False
+        return None
     same = [(prompt.prompt_id, prompt.domain) for prompt in chunk.prompts] == ids
-    return same and chunk.SerializeToString(deterministic=True) == payload
+    is_whole = same and chunk.SerializeToString(deterministic=True) == payload
+    return chunk.prompts if is_whole else None
 
 
-async def _check_prompts(
+async def _decoded_singly(
     key: str, ids: list[tuple[str, str]], payload: bytes, findings: Findings
-) -> None:
-    count = 0
+) -> Prompts:
+    """Those of a chunk's prompts that can be read."""
+    count, prompts = 0, list[prompt_pb2.Prompt]()
     try:
         for content in split_prompt_fields(payload):
-            if count < len(ids) and not _is_prompt(*ids[count], content):
+            prompt = _decoded(*ids[count], content) if count < len(ids) else None
+            if prompt is not None:
+                prompts.append(prompt)
+            elif count < len(ids):
                 findings.error(
                     "payload_broken",
                     f"{shown(key)}: the prompt {ids[count][0]!r} cannot be read, or is another one",
@@ -120,19 +160,22 @@ async def _check_prompts(
                 await asyncio.sleep(0)
     except IndexError:
         findings.error("payload_broken", f"{shown(key)} ends within a prompt", RESTORE)
-        return
+        return prompts
     if count != len(ids):
         problem = f"{shown(key)} holds {count} prompts: must be {len(ids)}"
         findings.error("chunk_miscounted", problem, RESTORE)
+    return prompts
 
 
-def _is_prompt(prompt_id: str, domain: str, content: bytes) -> bool:
+def _decoded(prompt_id: str, domain: str, content: bytes) -> prompt_pb2.Prompt | None:
+    """The prompt in a field, if it is this one."""
     try:
         message = prompt_message(content)
         prompt = prompt_pb2.Prompt.FromString(message)
     except (DecodeError, IndexError):
-        return False
+        return None
     # What is served is the content as it is, so its head must be right too.
     head = content[: len(content) - len(message)]
     is_whole = head == tag(PROMPT_FIELD, LENGTH_DELIMITED) + varint(len(message))
-    return is_whole and prompt.prompt_id == prompt_id and prompt.domain == domain
+    same = prompt.prompt_id == prompt_id and prompt.domain == domain
+    return prompt if is_whole and same else None
