@@ -26,8 +26,9 @@ _FILL = Strategy(choose=choose_longest_rested)
 _LOOKS_PER_PLACE, _LEAST_LOOKS = 64, 1024
 _LOOKS = 2048  # prompts that a strategy is shown before it draws
 _MOST_GROUPS = 4  # attempts that a budget may give one prompt, in groups
-# To look at every prompt for each domain costs .1 s for a million prompts of a hundred domains.
-_CHEAP_LOOKS = 1 << 17  # prompts times domains, a millisecond
+# To look at every prompt for each domain costs .1 s for a million prompts of a hundred domains, and
+# a domain costs as much as some thousand prompts, however few it has.
+_CHEAP_LOOKS, _LOOKS_PER_SHARE = 1 << 17, 4096  # the first are a millisecond
 _ROUNDS_FOR_LEARNED = 8
 _FIRST_ACCEPTANCE = 0.3  # a guess for the first round; later rounds use what they saw
 _SPARE = 1.25  # proposals above the expected need, so that mostly one round suffices
@@ -148,7 +149,8 @@ def _fill_shares(task: _Task, shares: Mapping[str, float]) -> None:
     held = 0 if has_others else int(task.draft.left_K[-1])
     task.draft.left_K[-1] -= held
     # What is learned is no promise: where it would be dear, domains of few prompts leave places.
-    is_strict = bool(task.config.domain_shares) or len(task.pool) * len(shares) <= _CHEAP_LOOKS
+    looks = (len(task.pool) + _LOOKS_PER_SHARE) * len(shares)
+    is_strict = bool(task.config.domain_shares) or looks <= _CHEAP_LOOKS
     if is_strict:
         _propose(task)
         _choose(task)
@@ -221,19 +223,19 @@ def _allot(
 ) -> Ints:
     """The budget by marginal gain. Long shots have their attempts first, as far as their share of
     the batch is one of the budget."""
-    config = task.config
+    config, most = task.config, task.config.group_size * _MOST_GROUPS
     reach_B = reasons_B == Reason.REACH
+    attempts_B = np.minimum(attempts_B, most)
     for_reach = int(rollout_budget * config.reach_share)
     reach_B &= np.cumsum(np.where(reach_B, attempts_B, 0)) <= for_reach
     cost_B = task.pool.look(indices_B[~reach_B], task.model).relative_cost() ** config.token_weight
-    allotted_B = attempts_B.copy()
-    allotted_B[~reach_B] = allocate_attempts(
+    attempts_B[~reach_B] = allocate_attempts(
         belief.take(~reach_B),
         rollout_budget - int(attempts_B[reach_B].sum()),
-        most=config.group_size * _MOST_GROUPS,
+        most=most,
         cost_B=cost_B,
     )
-    return allotted_B
+    return attempts_B
 
 
 def _first_occurrences(indices_C: Ints) -> Ints:

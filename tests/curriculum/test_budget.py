@@ -104,3 +104,16 @@ def test_tokens_count_in_a_budget_too(make_pool):
     cheap = batch.indices_B % 2 == 0
     assert batch.attempt_counts_B.sum() == 480
     assert batch.attempt_counts_B[cheap].mean() > batch.attempt_counts_B[~cheap].mean() + 2.0
+
+
+@pytest.mark.parametrize("factor", [1, 8, 64])
+def test_a_budget_gives_nobody_more_than_four_groups(make_pool, factor):
+    # Some .002 of the attempts on the hopeless pass: to see one takes hundreds.
+    pool = tiled(make_pool, [0, 0, 20], 40.0)
+    config = SelectionConfig(
+        group_size=4, reach_share=0.5, reach_attempt_factor=factor, review_share=0.0, rest_steps=0
+    )
+    batch = compose(pool, config, 40, 400)
+    assert (batch.reasons_B == Reason.REACH).any()
+    assert batch.attempt_counts_B.max() <= 16
+    assert batch.attempt_counts_B.sum() == 400

@@ -6,6 +6,7 @@ import pytest
 from curriculum import Block, Model, Prior, SelectionConfig, compose_batch
 from curriculum.dynamics import Dynamics
 from curriculum.shares import domain_shares, learning_progress
+from curriculum.worth import Worth
 
 DOMAINS = ("code", "logic", "math")
 NO_RESERVES = {"review_share": 0.0, "reach_share": 0.0, "rest_steps": 0}
@@ -183,3 +184,19 @@ def test_the_cost_of_a_prompt_is_its_own_mean_as_far_as_it_is_known(make_pool):
     np.testing.assert_allclose(cost, [(16 * 0.4 + 8) / 24, (16 * 1.6 + 8) / 24], rtol=1e-12)
     silent = make_pool(2, tokens_N=np.zeros(2, dtype=np.int64))
     assert silent.look(np.arange(2), silent.fit()).relative_cost().tolist() == [1.0, 1.0]
+
+
+def test_many_small_domains_cost_no_choice_each(make_pool, monkeypatch):
+    weighed = []
+    over = Worth.over
+
+    def counted(*arguments):
+        weighed.append(arguments)
+        return over(*arguments)
+
+    monkeypatch.setattr(Worth, "over", counted)
+    domains = tuple(f"rank {number}" for number in range(256))
+    pool = make_pool(512, domain_N=np.arange(512) % 256, domains=domains)
+    batch = compose_batch(pool.fit(), pool, SelectionConfig(), 128, np.random.default_rng(0))
+    assert len(batch.indices_B) == 128
+    assert len(weighed) < 8

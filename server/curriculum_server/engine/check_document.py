@@ -54,9 +54,10 @@ def _message_problems(document: Document) -> Iterator[str]:
 
 
 def _printable(problem: str) -> str:
-    """Without the lone surrogates that JSON may hold, and no longer than is read."""
+    """Without the lone surrogates that JSON may hold, and without the middle of a long value."""
     text = problem.encode(errors="backslashreplace").decode()
-    return text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS - 1]}…"
+    half = SHOWN_CHARS // 2
+    return text if len(text) <= SHOWN_CHARS else f"{text[:half]}…{text[-half:]}"
 
 
 def _config_problems(document: Document) -> Iterator[str]:

@@ -255,11 +255,12 @@ class Mirror:
         index_K, deltas = decode_deltas(event[b"columns"], event[b"deltas"])
         for name, amounts_K in deltas.items():
             cells = self.column(window, name)
-            cells[index_K] = np.clip(cells[index_K] + amounts_K, *cell_limits(name))
+            before_K = cells[index_K]
+            cells[index_K] = np.clip(before_K + amounts_K, *cell_limits(name))
             self.columns[window, name] = cells
             if name in TOTALS:
                 self.totals.setdefault(name, np.zeros(len(self.lease_N), np.int64))
-                self.totals[name][index_K] += amounts_K
+                self.totals[name][index_K] += cells[index_K] - before_K
         self._set_leases(_indices(event[b"completed"]), event, 0)
         done, mixed = self.groups.get(window, (0, 0))
         self.groups[window] = (done + int(event[b"groups"]), mixed + int(event[b"mixed"]))
