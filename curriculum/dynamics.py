@@ -11,6 +11,7 @@ Axes: S sampled prompts, K of them visited again, Q candidate diffusions, W bloc
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +47,11 @@ class Dynamics:
     diffusion: float
     drift_WD: Floats
     gain: float
+
+    @property
+    def pace(self) -> float:
+        """How far logits move per step, to a real GRPO trace's .036."""
+        return math.sqrt(self.diffusion / _START_DIFFUSION)
 
     def extended(self, block_count: int) -> Dynamics:
         """The same for a ledger with more blocks: the last trend goes on."""

@@ -210,7 +210,7 @@ class Core:
         self._adopt(batch.timeline)
         if self.settings.on_unavailable == "uniform":
             with self._lock:
-                self._seen.add(batch)
+                self._seen.add(batch, has_budget=_budget(request) is not None)
         return batch
 
     def _draw(self, request: pb.NextBatchRequest, because: CurriculumError) -> Batch:

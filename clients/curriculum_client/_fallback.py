@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from curriculum_api.limits import MAX_SLOT_ATTEMPTS
@@ -13,6 +13,7 @@ MAX_SEEN_CHARS = 64 * 1024 * 1024
 """Bounds the memory of a client that may have to fall back; others remember nothing."""
 
 _LEAST_ATTEMPTS = 2  # those of one cannot differ
+_MOST_GROUPS = 4  # that a budget gives a prompt, as the contract says
 _CHARS_PER_PROMPT = 1024  # what a prompt takes beside its text, generously
 
 
@@ -23,12 +24,20 @@ class SeenPrompts:
         self._max_chars = max_chars
         self._chars = 0
         self._by_id: dict[str, ServedPrompt] = {}
+        self._group_size: int | None = None
+        self._most_budgeted = _LEAST_ATTEMPTS
 
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def add(self, prompts: Iterable[ServedPrompt]) -> None:
-        """Remember these, and forget those served longest ago when it becomes too much."""
+    def add(self, prompts: Sequence[ServedPrompt], *, has_budget: bool = False) -> None:
+        """Remember a batch, and forget what was served longest ago when it becomes too much."""
+        # Without a budget only a reach prompt gets more than a group.
+        counts = [p.attempt_count for p in prompts if has_budget or p.reason != "reach"]
+        if has_budget:
+            self._most_budgeted = max(self._most_budgeted, *counts, 0)
+        elif counts:
+            self._group_size = counts[-1]
         for prompt in prompts:
             self._forget(prompt.prompt_id)
             self._by_id[prompt.prompt_id] = prompt
@@ -50,7 +59,7 @@ class SeenPrompts:
         prompts = list(self._by_id.values())
         drawn = random.Random(seed).sample(prompts, min(prompt_count, len(prompts)))
         if rollout_budget is not None:
-            drawn = _spread(drawn, rollout_budget)
+            drawn = _spread(drawn, rollout_budget, self._most_attempts)
         return Batch(
             batch_id="",
             timeline=timeline,
@@ -63,19 +72,27 @@ class SeenPrompts:
             shortfall=_shortfall(len(drawn), prompt_count, len(prompts)),
         )
 
+    @property
+    def _most_attempts(self) -> int:
+        """What a budget may give a prompt: of a run whose group size never showed, the most that
+        the service itself gave one."""
+        if self._group_size is None:
+            return self._most_budgeted
+        return min(_MOST_GROUPS * self._group_size, MAX_SLOT_ATTEMPTS)
+
     def _forget(self, prompt_id: str) -> None:
         prompt = self._by_id.pop(prompt_id, None)
         if prompt is not None:
             self._chars -= _chars(prompt)
 
 
-def _spread(prompts: Sequence[ServedPrompt], rollout_budget: int) -> list[ServedPrompt]:
+def _spread(prompts: Sequence[ServedPrompt], rollout_budget: int, most: int) -> list[ServedPrompt]:
     """As many of the prompts as can have enough attempts, with the budget spread over them; the
-    first get what is left over."""
+    first get what is left over, and none more than `most`."""
     kept = prompts[: rollout_budget // _LEAST_ATTEMPTS]
     each, left = divmod(rollout_budget, max(1, len(kept)))
     return [
-        replace(prompt, attempt_count=min(each + (place < left), MAX_SLOT_ATTEMPTS))
+        replace(prompt, attempt_count=min(each + (place < left), most))
         for place, prompt in enumerate(kept)
     ]
 

@@ -31,6 +31,8 @@ MAX_RENEWAL_S = 20.0
 MAX_REFUSED_ROUNDS = 3
 """One refused report may be a rollback or a slow round; in a row they are a mistake."""
 REFUSALS = (ConflictError, NotFoundError, StateError, InvalidRequestError)
+REWARD = "reward"
+"""What an objective calls the reward; its other names are channels."""
 NAME_THE_STEP = "name the step of the weights that are sampled with --policy-step"
 
 logger = logging.getLogger(__name__)
@@ -98,7 +100,7 @@ class Worker:
             pause_s = min(2 * pause_s, LAST_PAUSE_S)
 
     def _read_run(self) -> None:
-        """Learn the published step, and whether scores in [0, 1] mean something in this run."""
+        """Learn the published step, and whether scores in [0, 1] are what this run counts."""
         run = self._service.run()
         if self._plan.policy_step is None and run.HasField("policy"):
             self._step = run.policy.policy_step
@@ -108,6 +110,13 @@ class Worker:
                 f"run_id={run.run_id!r}: verifiers score in [0, 1], but rewards are in "
                 f"[{config.reward_min:g}, {config.reward_max:g}] and pass at "
                 f"{config.pass_threshold:g}"
+            )
+        channels = sorted(config.objective.keys() - {REWARD})
+        if channels:
+            raise StateError(
+                f"run_id={run.run_id!r}: verifiers score attempts by a reward alone, but its "
+                f"objective takes every attempt with the channels {', '.join(channels)}: it cannot "
+                "be probed"
             )
 
     def _probe_round(self, batch_id: str, tally: Tally) -> None:

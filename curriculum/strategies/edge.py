@@ -52,8 +52,9 @@ def _usefulness(sight: Sight, config: SelectionConfig) -> Floats | float:
     spread_M = sight.spread()
     useful: Floats | float = 1.0 if spread_M is None else spread_M
     if config.wear_visits:
+        pace = max(sight.model.dynamics.pace, 1.0)  # the larger the steps, the sooner by heart
         visits_M = sight.worn / config.group_size
-        useful = useful / (1.0 + visits_M / config.wear_visits)
+        useful = useful / (1.0 + pace * visits_M / config.wear_visits)
     if config.token_weight:
         useful = useful / sight.relative_cost() ** config.token_weight
     return useful

@@ -100,7 +100,8 @@ def prompt(name: str, value: prompt_pb2.Prompt) -> int:
         text(f"{name}.features", key, limits.MAX_TAG_BYTES)
         if not math.isfinite(number):
             raise InvalidRequestError(f"{name}.features[{_shown(key)}]={number}: must be finite")
-    _embedding(f"{name}.embedding", value.embedding)
+    if value.embedding:
+        _embedding(f"{name}.embedding", value.embedding)
     return size + 4 * len(value.embedding)
 
 
@@ -115,7 +116,7 @@ def _embedding(name: str, values: Sequence[float]) -> None:
 
 def _json_object(name: str, value: str) -> None:
     try:
-        parsed = json.loads(value, parse_constant=_no_json)
+        parsed = _JSON.decode(value)
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"{name}={_shown(value)}: must be JSON: {error}") from error
     if not isinstance(parsed, dict):
@@ -124,6 +125,10 @@ def _json_object(name: str, value: str) -> None:
 
 def _no_json(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
+
+
+_JSON = json.JSONDecoder(parse_constant=_no_json)
+"""Made once: to make it takes longer than to read a short text."""
 
 
 def _length(name: str, length: int, rows: int) -> None:

@@ -49,7 +49,9 @@ async def test_prompts_seen_before_are_drawn_uniformly_and_marked(
         (23, [6, 6, 6, 5], ""),
         (8, [2, 2, 2, 2], ""),
         (7, [3, 2, 2], "the budget is for 3 prompts of 2 attempts"),
-        (4 * 32_767, [32_767] * 4, ""),
+        (4 * 16, [16] * 4, ""),
+        (4 * 16 + 1, [16] * 4, ""),
+        (4 * 32_767, [16] * 4, ""),
     ],
 )
 async def test_a_budget_is_spread_evenly_over_what_is_drawn(
@@ -89,10 +91,33 @@ async def test_a_refusal_is_no_reason_to_fall_back(connect, service):
             await client.next_batch(5, policy_step=1)
 
 
-def test_memory_is_bounded_and_the_oldest_go_first():
-    def prompt(name, text="x" * 1000):
-        return ServedPrompt(name, "d", text, "", (), {}, 0, 4, 0.5, (0.0, 1.0), "edge")
+def prompt(name, text="x" * 1000, attempts=4, reason="edge"):
+    return ServedPrompt(name, "d", text, "", (), {}, 0, attempts, 0.5, (0.0, 1.0), reason)
 
+
+@pytest.mark.parametrize(
+    ("served", "most"),
+    [
+        ([(False, [(8, "edge")])], 32),
+        ([(False, [(32, "reach"), (8, "edge"), (20, "reach")])], 32),
+        ([(False, [(8, "edge")]), (False, [(16, "reach")]), (True, [(31, "edge")])], 32),
+        ([(False, [(8, "edge")]), (False, [(2, "review")])], 8),  # the group size was changed
+        ([(False, [(1024, "edge")])], 4096),
+        ([(True, [(2, "edge"), (7, "edge")]), (True, [(5, "edge")])], 7),
+        ([(True, [])], 2),
+    ],
+)
+def test_a_budget_gives_no_prompt_more_than_the_service_would(served, most):
+    seen = SeenPrompts()
+    seen.add([prompt("first", attempts=2)], has_budget=True)
+    for number, (has_budget, batch) in enumerate(served):
+        prompts = [prompt(f"{number}-{i}", "?", n, reason) for i, (n, reason) in enumerate(batch)]
+        seen.add(prompts, has_budget=has_budget)
+    drawn = seen.draw(1, policy_step=0, timeline=0, seed="s", rollout_budget=32_767)
+    assert [prompt.attempt_count for prompt in drawn] == [most]
+
+
+def test_memory_is_bounded_and_the_oldest_go_first():
     seen = SeenPrompts(max_chars=3 * 2024)
     seen.add([prompt("a"), prompt("b"), prompt("c")])
     seen.add([prompt("a"), prompt("d")])

@@ -1,5 +1,7 @@
 """Which domain, and which prompt of a domain: learned shares, caps, wear and tokens."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -160,6 +162,25 @@ def test_wear_spreads_the_visits(make_pool):
         visits = (serve(make_pool, config, prompts=300, batch=6, steps=120) > 0)[30:].sum(axis=0)
         effective[wear] = visits.sum() ** 2 / np.square(visits, dtype=np.float64).sum()
     assert effective[2.0] > 1.2 * effective[0.0]
+
+
+def test_prompts_wear_the_sooner_the_faster_the_policy_moves(make_pool):
+    # All passed in half of their attempts, in one visit or in six. With a sharpness of 2 the latter
+    # are weighed by ((1 + 1/8) / (1 + 6/8))**2 = .41, at six times the pace by (14/8 / (44/8))**2.
+    often = np.arange(1000) < 500
+    attempts = 8.0 + 40.0 * often
+    pool = make_pool(1000, passes_N=attempts / 2, fails_N=attempts / 2)
+    config = SelectionConfig(wear_visits=8.0, sharpness=2.0, optimism=0.0, **NO_RESERVES)
+    model = pool.fit()
+    served = {}
+    for pace in (1.0, 6.0):
+        dynamics = replace(model.dynamics, diffusion=model.dynamics.diffusion * pace**2)
+        assert dynamics.pace == pytest.approx(pace * model.dynamics.pace)
+        faster = replace(model, dynamics=dynamics)
+        batch = compose_batch(faster, pool, config, 200, np.random.default_rng(0))
+        served[pace] = np.count_nonzero(often[batch.indices_B])
+    # 58 and 18 of 200 are expected, with standard errors of 6 and 4.
+    assert served[6.0] < 38 < served[1.0]
 
 
 def costly_pool(make_pool, prompts=1000):

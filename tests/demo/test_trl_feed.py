@@ -12,6 +12,7 @@ import pytest
 
 from curriculum_api.errors import InvalidRequestError, StateError
 from curriculum_api.v1 import operator_service_pb2 as op
+from curriculum_api.v1 import run_pb2
 from curriculum_api.v1.stats_pb2 import RunStats
 from curriculum_client import TrainerClient
 
@@ -141,6 +142,40 @@ def test_a_completion_without_a_reward_is_not_reported(new_run, connect, stats) 
     driver.score(batch, [None, 1, *[0] * 6])
     assert stats(run_id).attempt_count == 7
     assert stats(run_id).leased_prompt_count == 0
+
+
+GRADED = {
+    "selection": {"group_size": 2, "reach_attempt_factor": 1},
+    "channels": [run_pb2.Channel(name="style", min_value=0, max_value=10)],
+    "objective": {"reward": 0.5, "style": 0.5},
+}
+
+
+def test_channels_are_reported_with_the_rewards(new_run, connect, stats) -> None:
+    run_id = new_run(64, **GRADED)
+    driver = Driver(connect(run_id))
+    batch = take(driver.begin(), PROMPTS_PER_STEP)
+    driver.reward = driver.feed.reward(
+        lambda completions, **_: [float(reward) for reward, _ in completions],
+        channels={"style": lambda completions, **_: [style for _, style in completions]},
+    )
+    # Equal in both; in the reward alone; in the style alone; and one that has no style.
+    attempts = [(1, 5), (1, 5), (1, 5), (0, 5), (0, 5), (0, 6), (1, 5), (0, None)]
+    assert driver.score(batch, attempts) == [1, 1, 1, 0, 0, 0, 1, 0]
+    seen = stats(run_id)
+    assert (seen.attempt_count, seen.pass_count) == (7, 4)
+    assert (seen.group_count, seen.mixed_group_count) == (3, 2)
+    assert seen.leased_prompt_count == 0
+    assert driver.score([{"prompt": "1 + 1"}], [(1, 0), (0, 0)]) == [1, 0]  # an evaluation
+
+
+def test_a_channel_that_the_objective_needs_is_asked_for_by_name(new_run, connect, stats) -> None:
+    run_id = new_run(64, **GRADED)
+    driver = Driver(connect(run_id))
+    batch = take(driver.begin(), PROMPTS_PER_STEP)
+    with pytest.raises(InvalidRequestError, match=r"channels\[style\]: must be there"):
+        driver.score(batch, [1, 0] * PROMPTS_PER_STEP)
+    assert stats(run_id).attempt_count == 0
 
 
 def test_attempts_beyond_num_generations_are_given_back(new_run, connect, stats) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from curriculum_api.v1 import operator_service_pb2 as op
 from curriculum_api.v1 import prompt_pb2
+from curriculum_server.engine import growing
 from tests.server.doctor.looking import kinds, look
 from tests.server.driving import RunDriver
 from tests.server.test_transfer import export, import_to, request
@@ -123,6 +124,32 @@ def test_the_longest_embeddings_are_taken(open_run):
     run.add(given)
     assert run.add(given).existing_count == 64
     assert len(run.next(count=64).prompts) == 64
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """A chunk ends behind two embeddings of two numbers."""
+    monkeypatch.setattr(growing, "CHUNK_EMBEDDING_BYTES", 8)
+
+
+def test_long_embeddings_are_kept_in_chunks_so_that_others_have_their_turns(
+    open_run, raw, small_chunks, start_server
+):
+    run = open_run(0)
+    given = [prompt(f"p{n}", [n, -n] if n % 3 else ()) for n in range(10)]
+    added = run.add(given)
+    assert (added.added_count, added.prompt_count) == (10, 10)
+    chunks = [stored(raw, run, chunk)["ids"] for chunk in range(4)]
+    assert chunks == [["p0", "p1", "p2"], ["p3", "p4", "p5"], ["p6", "p7", "p8"], ["p9"]]
+    assert raw.get(catalog_key(run, 4)) is None
+    more = run.add([*given, prompt("p10", [10, -10]), prompt("p11", [11, -11]), prompt("p12")])
+    assert (more.added_count, more.existing_count, more.prompt_count) == (3, 10, 13)
+    assert look(run.stubs, run.run_id) == []
+    for driver in (run, run.through(start_server().stubs)):
+        assert [state.prompt_id for state in driver.list().prompts] == [f"p{n}" for n in range(13)]
+        assert driver.add(given).existing_count == 10
+    copy = import_to(run.stubs, f"{run.run_id}-copy", export(run))
+    assert copy.add(given).existing_count == 10
 
 
 def test_embeddings_move_with_the_run(open_run):

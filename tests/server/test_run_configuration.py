@@ -177,7 +177,7 @@ def test_absent_fields_take_defaults_that_are_shown(stubs):
         assert name == "domain_shares" or config.selection.HasField(name) == is_shown, name
     assert (config.selection.reach_chance, config.selection.token_weight) == (0.5, 0.0)
     assert (config.selection.max_share, config.selection.max_share_steps) == (1.0, 100)
-    assert (config.selection.learned_shares, config.selection.wear_visits) == (0.5, 4.0)
+    assert (config.selection.learned_shares, config.selection.wear_visits) == (0.9, 8.0)
     assert not config.objective
     assert (config.reward_min, config.reward_max, config.pass_threshold) == (0, 1, 1)
     assert (config.window_steps, config.seed, config.lease_ttl.seconds) == (5, 0, 3600)

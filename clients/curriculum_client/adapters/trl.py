@@ -10,7 +10,11 @@
     )
 
 TRL gives every prompt num_generations attempts, so create the run with that group_size and with
-reach_attempt_factor 1. TRL fetches a batch ahead of time: the pool should hold several batches.
+reach_attempt_factor 1. TRL fetches a batch ahead of time: the pool should hold several batches. A
+run whose objective names channels needs them with every reward:
+
+    reward_funcs=feed.reward(my_reward, channels={"explanation": my_explanation_score})
+
 Tried with TRL 1.16.0, on one rank and on two; TRL takes an IterableDataset since 1.9.0.
 """
 
@@ -96,14 +100,20 @@ class CurriculumFeed:
         """An endless train_dataset of the columns prompt, prompt_id, domain, payload and lease."""
         return IterableDataset.from_generator(self._rows)
 
-    def reward(self, score: Reward) -> Reward:
-        """The plain function `score`, with its rewards for served prompts reported as well."""
+    def reward(self, score: Reward, *, channels: Mapping[str, Reward] | None = None) -> Reward:
+        """The plain function `score`, with its rewards for served prompts reported as well.
+
+        `channels` are functions of the same kind by the names of channels of the run: what they
+        give is reported with the rewards, and TRL does not see it. Training ends at the first
+        report with an InvalidRequestError where one is missing that the run's objective names.
+        """
 
         @functools.wraps(score)
         def scored(**columns: Any) -> list[float | None]:
             rewards = score(**columns)
             if "lease" in columns:  # rows of an eval_dataset have none
-                self._report(rewards, columns)
+                given = {name: value(**columns) for name, value in (channels or {}).items()}
+                self._report(rewards, given, columns)
             return rewards
 
         return scored
@@ -170,28 +180,34 @@ class CurriculumFeed:
                 del self._open[next(iter(self._open))]
         return batch
 
-    def _report(self, rewards: Sequence[float | None], columns: Mapping[str, Any]) -> None:
+    def _report(
+        self,
+        rewards: Sequence[float | None],
+        channels: Mapping[str, Sequence[float | None]],
+        columns: Mapping[str, Any],
+    ) -> None:
         rows_by_batch: dict[str, list[int]] = defaultdict(list)
         for row, lease in enumerate(columns["lease"]):
             if lease is not None and lease[0] in self._open:
                 rows_by_batch[lease[0]].append(row)
+        token_counts = [len(ids) for ids in columns["completion_ids"]]
+        values = (rewards, *channels.values())
         for batch_id, rows in rows_by_batch.items():
-            scored = [row for row in rows if rewards[row] is not None]
-            by_slot: dict[int, list[float]] = defaultdict(list)
-            token_counts: dict[int, list[int]] = defaultdict(list)
-            for row in scored:
-                slot = columns["lease"][row][1]
-                by_slot[slot].append(cast(float, rewards[row]))
-                token_counts[slot].append(len(columns["completion_ids"][row]))
+            slots = {
+                row: columns["lease"][row][1]
+                for row in rows
+                if not any(column[row] is None for column in values)
+            }
             self._timed(
                 self._client.report,
                 self._open[batch_id].batch,
-                by_slot,
+                _by_slot(rewards, slots),
                 policy_step=columns["trainer_state"].global_step,
-                token_counts=token_counts,
+                token_counts=_by_slot(token_counts, slots),
+                channels={name: _by_slot(column, slots) for name, column in channels.items()},
             )
             self._open[batch_id].is_begun = True
-            self._settle(batch_id, scored_count=len(rows), spent_count=len(scored))
+            self._settle(batch_id, scored_count=len(rows), spent_count=len(slots))
 
     def _settle(self, batch_id: str, *, scored_count: int, spent_count: int) -> None:
         """Forget a batch that is scored to its end; attempts not spent must not keep its leases."""
@@ -289,6 +305,14 @@ class _Callback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self._feed._end()
+
+
+def _by_slot(column: Sequence[Any], slots: Mapping[int, int]) -> dict[int, list[Any]]:
+    """The values of a column's rows, given the slot of each row that counts."""
+    found: dict[int, list[Any]] = defaultdict(list)
+    for row, slot in slots.items():
+        found[slot].append(column[row])
+    return found
 
 
 def _saved(state: TrainerState) -> dict[str, Any]:

@@ -130,11 +130,12 @@ class SelectionConfig(google.protobuf.message.Message):
     """Policy steps over which max_share is counted, in [1, 1000000]. Default 100."""
     learned_shares: builtins.float
     """How far the shares of the domains that domain_shares does not list follow how fast each is
-    being learned, in [0, 1]; at 0 the draw decides. Default 0.5.
+    being learned, in [0, 1]; at 0 the draw decides. Default 0.9.
     """
     wear_visits: builtins.float
     """Visits of late, which fade over 100 policy steps, after which a prompt's next group is taken to
-    be worth half as much, in [0, 1000000]; 0 is never. Default 4.
+    be worth half as much, in [0, 1000000]; 0 is never. So many where logits move by .036 per step;
+    k times fewer where the ledger shows them to move k times as fast. Default 8.
     """
     @property
     def domain_shares(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:

@@ -17,12 +17,12 @@ from curriculum_server.store.windows import Window
 
 LARGEST = {
     "create_ms": 10**14,
-    "timeline": 2**32 - 1,
+    "timeline": 2**31,
     "prompt_count": MAX_POOL_PROMPTS,
     "chunk_count": MAX_POOL_PROMPTS,
-    "next_window": 10**10,
+    "next_window": 10**9,
 }
-"""As messages carry them; of a window's number the names of keys hold 10 digits."""
+"""So that messages carry them and the names of keys hold them, with room for what is to come."""
 MAX_CHECKPOINTS_EVER = 256
 """As many as servers kept before they kept 64."""
 REFERENCE = Window(0, 0, 0)

@@ -34,7 +34,7 @@ def run(open_run, stubs):
     for step in range(4):
         run.play(step, count=4, passes=1)
     run.add([prompt_pb2.Prompt(prompt_id="q", domain="new", text="?")])
-    batch = run.next(count=3, step=4)
+    batch = run.next("open", count=3, step=4)
     run.report(
         batch,
         {0: [0.5, 1.0]},
@@ -68,8 +68,8 @@ class Keys:
         self.reword(config=json.loads(self.store.hget(self.meta, "doc"))["config"] | changes)
 
     def batch(self):
-        """A batch that is out."""
-        return self.store.zrange(self("leases"), 0, -1)[-1]
+        """The batch that is out."""
+        return self("batch:0:open")
 
 
 def lease_again(store, keys):
