@@ -61,7 +61,7 @@ class Draft:
         if self._cap >= 1.0:
             return candidates_C
         recent, most = self._recent
-        below_C: Ints = candidates_C[gather(recent, candidates_C)[1].sum(axis=0) <= most]
+        below_C: Ints = candidates_C[gather(recent, candidates_C).trained.sum(axis=0) <= most]
         return below_C
 
     @cached_property
@@ -69,7 +69,7 @@ class Draft:
         """The blocks that count, and the most attempts that one prompt may have had in them."""
         since = self._pool.policy_step - self._cap_steps
         recent = [block for block in self._pool.blocks if block.mid_step > since]
-        return recent, self._cap * sum(int(block.attempts_N.sum()) for block in recent)
+        return recent, self._cap * sum(block.trained_count for block in recent)
 
     def of_share(self, indices_M: Ints, share: int) -> Ints:
         """Those of the prompts that would take the share's places."""

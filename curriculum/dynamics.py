@@ -18,6 +18,7 @@ import numpy as np
 
 from curriculum.arrays import Floats, Ints
 from curriculum.belief import Belief
+from curriculum.evidence import Evidence
 
 # Variance of a logit per policy step. A real GRPO trace (1,209 prompts, 500 steps) has .0013.
 _START_DIFFUSION = 1.3e-3
@@ -97,22 +98,19 @@ def carry(
     return moved, kept
 
 
-def lesson(passes: Floats, fails: Floats) -> Floats:
+def lesson(evidence: Evidence) -> Floats:
     """What training on a block's groups taught their prompt, in units of `Dynamics.gain`.
 
-    ``sqrt(S F)``: the standard deviation of the rewards, for each attempt. 0 if all are equal.
+    ``sqrt(S F)``: the standard deviation of the rewards, for each attempt that was trained on. 0 if
+    all are equal.
     """
-    taught: Floats = np.sqrt(passes * fails)
+    share = evidence.trained / np.maximum(evidence.attempts, 1e-9)
+    taught: Floats = np.sqrt(evidence.passes * evidence.fails) * share
     return taught
 
 
 def fit_dynamics(
-    passes_WS: Floats,
-    attempts_WS: Floats,
-    mid_W: Floats,
-    domain_S: Ints,
-    start: Belief,
-    domain_count: int,
+    evidence: Evidence, mid_W: Floats, domain_S: Ints, start: Belief, domain_count: int
 ) -> Dynamics:
     """Diffusion, drifts and gain from how well each block is foretold by those before it.
 
@@ -131,7 +129,8 @@ def fit_dynamics(
     trend = _Trend(len(_DIFFUSIONS), domain_count)
     drifts_WQD = [trend.drift_QD]
     before = mid_W[0] if len(mid_W) else 0.0
-    for passes_S, attempts_S, mid in zip(passes_WS, attempts_WS, mid_W, strict=True):
+    for of_block, mid in zip(evidence.rows(), mid_W, strict=True):
+        passes_S, attempts_S = of_block.passes, of_block.attempts
         gap, before = float(mid - before), float(mid)
         drifts_WQD.append(trend.drift_QD)
         shift_QS = np.where(known_S, shifted(trend.drift_QD, gap)[:, domain_S], 0.0)
@@ -144,10 +143,9 @@ def fit_dynamics(
             error_QK = passes_S[again_K] / attempts_S[again_K] - expected.mean_QK
             score_Q += expected.log_score(error_QK)
             trend.observe(expected, error_QK, since.of(again_K), domain_S[again_K])
-        fails_S = attempts_S - passes_S
-        new_S = lesson(passes_S, fails_S)
+        new_S = lesson(of_block)
         odds_QS = 1.0 + trend.gain_Q[:, None] * new_S
-        alpha_QS, beta_QS = alpha_QS + passes_S, beta_QS + fails_S
+        alpha_QS, beta_QS = alpha_QS + passes_S, beta_QS + of_block.fails
         since.learn(attempts_S / (alpha_QS + beta_QS), new_S, odds_QS)
         alpha_QS, beta_QS = carry(alpha_QS, beta_QS, 0.0, odds_QS, 0.0)
         known_S |= attempts_S > 0.0

@@ -11,7 +11,7 @@ import numpy as np
 from curriculum.arrays import Floats, Ints, Reals
 from curriculum.belief import Belief
 from curriculum.dynamics import MOST_SHIFT, Dynamics, carry, fit_dynamics, lesson, shifted
-from curriculum.evidence import Block, gather, gather_squares
+from curriculum.evidence import Block, Evidence, gather, gather_squares
 from curriculum.prior import Prior, fit_prior
 from curriculum.sampling import even_sample
 from curriculum.spread import fit_grain
@@ -28,7 +28,7 @@ class State:
 
     Attributes:
         belief: over their pass rates.
-        worn_M: attempts made of late: they fade by a factor of e in 100 policy steps.
+        worn_M: attempts trained on of late: they fade by a factor of e in 100 policy steps.
     """
 
     belief: Belief
@@ -59,12 +59,7 @@ class Model:
     batches of the block that is open."""
 
     def settle(
-        self,
-        passes_WM: Floats,
-        attempts_WM: Floats,
-        mid_W: Floats,
-        domain_M: Ints,
-        features_MK: Floats | None,
+        self, evidence: Evidence, mid_W: Floats, domain_M: Ints, features_MK: Floats | None
     ) -> State:
         """The prompts at the middle of the last block: the prior, carried from block to block, the
         counts added.
@@ -72,8 +67,7 @@ class Model:
         The prior is as of the last block, so it starts from where the drifts bring it there.
 
         Args:
-            passes_WM: passes by block.
-            attempts_WM: attempts by block.
+            evidence: by block, (W, M).
             mid_W: the middle of each block, not falling.
             domain_M: in [0, D).
             features_MK: as the prior was fitted with.
@@ -85,10 +79,10 @@ class Model:
         back_M = np.exp(-shifted(drift_WD, gap_W[:, None]).sum(axis=0)).take(domain_M)
         belief = Belief(*carry(start.alpha_N, start.beta_N, least_M, back_M, 0.0))
         state = State(belief, np.zeros(len(domain_M)))
-        for row in range(len(mid_W)):
+        for row, of_block in enumerate(evidence.rows()):
             if row:
                 state = self.wait(state, float(gap_W[row - 1]), row, domain_M)
-            state = self.add(state, passes_WM[row], attempts_WM[row], domain_M)
+            state = self.add(state, of_block, domain_M)
         return state
 
     def wait(
@@ -104,14 +98,14 @@ class Model:
         belief = Belief(*carry(before.alpha_N, before.beta_N, least_M, odds_M, variance))
         return State(belief, state.worn_M * math.exp(-gap / _WEAR_STEPS))
 
-    def add(self, state: State, passes_M: Floats, attempts_M: Floats, domain_M: Ints) -> State:
+    def add(self, state: State, evidence: Evidence, domain_M: Ints) -> State:
         """The prompts after a block's counts, and what training on them taught."""
-        worn_M = state.worn_M + attempts_M
-        passes_M = passes_M / self.grain
-        fails_M = attempts_M / self.grain - passes_M
-        taught_M = 1.0 + self.dynamics.gain * lesson(passes_M, fails_M)
+        worn_M = state.worn_M + evidence.trained
+        counted = evidence.over(self.grain)
+        taught_M = 1.0 + self.dynamics.gain * lesson(counted)
         least_M = self.prior.concentration_D.take(domain_M)
-        alpha_M, beta_M = state.belief.alpha_N + passes_M, state.belief.beta_N + fails_M
+        alpha_M = state.belief.alpha_N + counted.passes
+        beta_M = state.belief.beta_N + counted.fails
         return State(Belief(*carry(alpha_M, beta_M, least_M, taught_M, 0.0)), worn_M)
 
 
@@ -128,25 +122,22 @@ def fit_model(
         visited |= block.attempts_N > 0
     visited_M = np.flatnonzero(visited)
     sample_S = visited_M[even_sample(len(visited_M), _SAMPLE_PROMPTS)]
-    passes_WS, attempts_WS = gather(blocks, sample_S)
+    seen = gather(blocks, sample_S)
     squares_S, grain = gather_squares(blocks, sample_S), 1.0
     if squares_S is not None:
-        grain = fit_grain(passes_WS.sum(axis=0), squares_S, attempts_WS.sum(axis=0))
-    passes_WS, attempts_WS = passes_WS / grain, attempts_WS / grain
+        grain = fit_grain(seen.passes.sum(axis=0), squares_S, seen.attempts.sum(axis=0))
+    seen = seen.over(grain)
     mid_W = np.array([block.mid_step for block in blocks])
     domain_S = domain_N[sample_S].astype(np.intp)
     # What they are compared with in the first place; the features would change it little.
-    before = fit_prior(*_totals(passes_WS, attempts_WS), domain_S, domain_count)
+    passes_S = seen.passes.sum(axis=0)
+    fails_S = seen.attempts.sum(axis=0) - passes_S
+    before = fit_prior(passes_S, fails_S, domain_S, domain_count)
     start = before.belief_at(domain_S, None)
-    dynamics = fit_dynamics(passes_WS, attempts_WS, mid_W, domain_S, start, domain_count)
+    dynamics = fit_dynamics(seen, mid_W, domain_S, start, domain_count)
     weightless = Prior(np.zeros(domain_count), np.zeros(0), np.full(domain_count, _NOTHING_KNOWN))
-    settled = Model(weightless, dynamics).settle(passes_WS, attempts_WS, mid_W, domain_S, None)
-    evidence = settled.belief.alpha_N, settled.belief.beta_N
+    settled = Model(weightless, dynamics).settle(seen, mid_W, domain_S, None)
+    counts = settled.belief.alpha_N, settled.belief.beta_N
     features_SK = None if features_NK is None else features_NK[sample_S].astype(np.float64)
-    prior = fit_prior(*evidence, domain_S, domain_count, features_SK)
+    prior = fit_prior(*counts, domain_S, domain_count, features_SK)
     return Model(prior, dynamics, grain)
-
-
-def _totals(passes_WS: Floats, attempts_WS: Floats) -> tuple[Floats, Floats]:
-    passes_S = passes_WS.sum(axis=0)
-    return passes_S, attempts_WS.sum(axis=0) - passes_S

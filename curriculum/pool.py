@@ -86,7 +86,7 @@ class Pool:
         """What the closed blocks leave of some prompts."""
         closed = self.blocks[:-1]
         mid_W = np.array([block.mid_step for block in closed])
-        return model.settle(*gather(closed, indices_M), mid_W, *self._known_of(indices_M))
+        return model.settle(gather(closed, indices_M), mid_W, *self._known_of(indices_M))
 
     @cached_property
     def mean_tokens(self) -> float:

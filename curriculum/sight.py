@@ -45,8 +45,8 @@ class Sight:
         if closed:
             gap = newest.mid_step - closed[-1].mid_step
             state = model.wait(state, gap, len(closed), domain_M)
-        passes_1M, attempts_1M = gather([newest], self.indices_M)
-        state = model.add(state, passes_1M[0], attempts_1M[0], domain_M)
+        (seen,) = gather([newest], self.indices_M).rows()
+        state = model.add(state, seen, domain_M)
         gap = pool.policy_step - newest.mid_step
         count = len(pool.blocks)
         return model.wait(state, gap, count, domain_M, most_shift=_MOST_FORESEEN)
@@ -58,7 +58,7 @@ class Sight:
 
     @property
     def worn(self) -> Floats:
-        """Attempts made of late."""
+        """Attempts trained on of late."""
         return self._state.worn_M
 
     @property
@@ -72,8 +72,8 @@ class Sight:
         squares_M = gather_squares(self.pool.blocks, self.indices_M)
         if squares_M is None:
             return None
-        passes_WM, attempts_WM = gather(self.pool.blocks, self.indices_M)
-        sums_M, attempts_M = passes_WM.sum(axis=0), attempts_WM.sum(axis=0)
+        seen = gather(self.pool.blocks, self.indices_M)
+        sums_M, attempts_M = seen.passes.sum(axis=0), seen.attempts.sum(axis=0)
         return relative_spread(sums_M, squares_M, attempts_M, self.model.grain)
 
     def relative_cost(self) -> Floats:

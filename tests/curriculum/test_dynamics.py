@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from curriculum.belief import Belief
 from curriculum.dynamics import Dynamics, carry, fit_dynamics
+from curriculum.evidence import Evidence
 
 GAP = 5.0
 beta_parameters = st.floats(1e-3, 1e4)
@@ -91,7 +92,7 @@ def walk(seed, drift_D, diffusion, *, prompts=2000, blocks=60, every=4, cyclic=F
 def fit(passes, attempts, mids, domain, domains, mean=0.5):
     start = Belief(np.full(passes.shape[1], mean), np.full(passes.shape[1], 1.0 - mean))
     mids = np.asarray(mids, dtype=np.float64)
-    return fit_dynamics(passes, attempts, mids, domain, start, domains)
+    return fit_dynamics(Evidence(passes, attempts, attempts), mids, domain, start, domains)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -15,7 +15,7 @@ CHANNEL = "clarity"
 CHANNEL_MAX = 4.0
 FIXED_POINT = 1 << 14
 COLUMNS = (
-    *("attempts", "passes", "reward_excess", "reward_sq_excess", "tokens"),
+    *("attempts", "passes", "reward_excess", "reward_sq_excess", "tokens", "probed"),
     *("objective", "objective_sq", f"ch:{CHANNEL}"),
 )
 RECORD_GRACE_S = 3600
@@ -55,7 +55,7 @@ class Attempt:
         weighted = OBJECTIVE["reward"] * self.position + OBJECTIVE[CHANNEL] * clarity
         return weighted / sum(OBJECTIVE.values())
 
-    def amounts(self, *, has_objective: bool) -> dict[str, int]:
+    def amounts(self, *, is_probe: bool, has_objective: bool) -> dict[str, int]:
         """What the attempt adds, by column."""
         objective = self.objective() if has_objective else 0.0
         given = (
@@ -64,6 +64,7 @@ class Attempt:
             (self.position - self.passed) * FIXED_POINT,
             (self.position**2 - self.passed) * FIXED_POINT,
             self.tokens or 0,
+            int(is_probe),
             objective * FIXED_POINT,
             objective**2 * FIXED_POINT,
             (self.clarity or 0.0) / CHANNEL_MAX * FIXED_POINT,
@@ -217,7 +218,7 @@ class Model:
         completed = mixed = 0
         for attempt in attempts:
             slot = batch.slots[attempt.slot]
-            amounts = attempt.amounts(has_objective=self.has_objective)
+            amounts = attempt.amounts(is_probe=batch.is_probe, has_objective=self.has_objective)
             for name, amount in amounts.items():
                 self.counts.columns[name][slot.prompt_id] += amount
             slot.attempts += 1

@@ -12,7 +12,7 @@ from curriculum_server.store import batches, commit, reports
 
 CELL_BYTES = 4
 COLUMN = re.compile(
-    r"w:(\d+):(attempts|passes|reward_excess|reward_sq_excess|tokens|objective|objective_sq|ch:\w+)"
+    r"w:(\d+):(attempts|passes|reward_excess|reward_sq_excess|tokens|probed|objective|objective_sq|ch:\w+)"
 )
 PERMANENT = re.compile(
     r"meta|events|leases|catalog:\d+|payload:\d+|open:\d+|w:\d+:served|" + COLUMN.pattern

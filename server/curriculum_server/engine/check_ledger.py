@@ -17,6 +17,7 @@ from curriculum_server.store.columns import (
     OBJECTIVE,
     OBJECTIVE_SQ,
     PASSES,
+    PROBED,
     SERVED,
     cell_dtype,
     cell_limits,
@@ -32,6 +33,7 @@ SERVING_BYTES = 8
 CELLS_PER_LOOK = 1 << 18
 AT_MOST = (
     (PASSES, ATTEMPTS, 1),
+    (PROBED, ATTEMPTS, 1),
     (OBJECTIVE, ATTEMPTS, FIXED_POINT_SCALE),
     (OBJECTIVE_SQ, OBJECTIVE, 1),
 )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from curriculum import Reason
 from curriculum_api.errors import InvalidRequestError
 from curriculum_server.engine.config import REWARD, RunConfig
 from curriculum_server.store import batches, columns
@@ -55,6 +56,9 @@ def count_deltas(attempts: Attempts, record: BatchRecord, config: RunConfig) -> 
     for name, amount_K in amounts.items():
         if amount_K.any():
             counts[name] = np.bincount(slots_K, amount_K, slot_count).astype(np.int64)
+    is_probe_B = record.slots["reason"] == Reason.PROBE
+    if is_probe_B.any():
+        counts[columns.PROBED] = np.where(is_probe_B, counts[columns.ATTEMPTS], 0)
     used_B = np.flatnonzero(counts[columns.ATTEMPTS])
     objective_B = None
     if config.objective:

@@ -24,6 +24,7 @@ from curriculum_server.store.columns import (
     OBJECTIVE,
     OBJECTIVE_SQ,
     PASSES,
+    PROBED,
     SERVED,
     TOKENS,
     cell_dtype,
@@ -217,6 +218,7 @@ class Mirror:
             attempts_N=self._shown(window, ATTEMPTS),
             passes_N=self._shown(window, OBJECTIVE if is_graded else PASSES),
             squares_N=self._shown(window, OBJECTIVE_SQ) if is_graded else None,
+            probed_N=self.columns.get((window.window, PROBED)),
             unit=float(FIXED_POINT_SCALE) if is_graded else 1.0,
         )
 

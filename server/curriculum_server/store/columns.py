@@ -19,6 +19,8 @@ PASSES = "passes"
 REWARD_EXCESS = "reward_excess"
 REWARD_SQ_EXCESS = "reward_sq_excess"
 TOKENS = "tokens"
+PROBED = "probed"
+"""Of the attempts those of probers, on which nothing was trained."""
 OBJECTIVE = "objective"
 OBJECTIVE_SQ = "objective_sq"
 SERVED = "served"
@@ -47,6 +49,6 @@ def cell_limits(name: str) -> tuple[int, int]:
 
 def column_names(channels: Sequence[str], *, has_objective: bool = False) -> list[str]:
     """Every key that a window of a run with these channels may have, the log of servings last."""
-    counts = [ATTEMPTS, PASSES, REWARD_EXCESS, REWARD_SQ_EXCESS, TOKENS]
+    counts = [ATTEMPTS, PASSES, REWARD_EXCESS, REWARD_SQ_EXCESS, TOKENS, PROBED]
     objective = [OBJECTIVE, OBJECTIVE_SQ] if has_objective else []
     return [*counts, *objective, *map(channel, channels), SERVED]

@@ -13,6 +13,7 @@ from curriculum_server.store.columns import (
     OBJECTIVE,
     OBJECTIVE_SQ,
     PASSES,
+    PROBED,
     REWARD_EXCESS,
     REWARD_SQ_EXCESS,
     SERVED,
@@ -39,7 +40,7 @@ class Kind(Enum):
     PAYLOAD = (r"payload:(?P<number>\d{1,10})", "string", True)
     COLUMN = (
         rf"w:(?P<number>\d{{1,10}}):(?P<column>{ATTEMPTS}|{PASSES}|{REWARD_EXCESS}|"
-        rf"{REWARD_SQ_EXCESS}|{TOKENS}|{OBJECTIVE}|{OBJECTIVE_SQ}|{SERVED}|"
+        rf"{REWARD_SQ_EXCESS}|{TOKENS}|{PROBED}|{OBJECTIVE}|{OBJECTIVE_SQ}|{SERVED}|"
         r"ch:[a-z0-9_]{1,64})",
         "string",
         True,
