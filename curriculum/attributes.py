@@ -152,7 +152,7 @@ def _values(given: Sequence[Mapping[str, float]], names: Sequence[str]) -> Float
 
 def _is_rate(column_M: Floats) -> bool:
     known = column_M[~np.isnan(column_M)]
-    return bool(0.0 <= known.min() < 0.5 < known.max() <= 1.0)
+    return bool(known.size and 0.0 <= known.min() < 0.5 < known.max() <= 1.0)
 
 
 def _logits_where(rate_K: Bools, values_MK: Floats) -> Floats:

@@ -19,11 +19,9 @@ from curriculum_server.engine.composing import Composer
 from curriculum_server.engine.config import RunConfig
 from curriculum_server.engine.reporting import BatchCache
 from curriculum_server.engine.run import Run
-from curriculum_server.store.commit import create_run, delete_run, knows_run, list_runs
+from curriculum_server.store.commit import create_run, delete_run, knows_run
 from curriculum_server.store.connection import Redis
 from curriculum_server.store.document import Document
-from curriculum_server.store.keys import RunKeys
-from curriculum_server.store.load import Header, load_header
 
 FOLLOW_INTERVAL_S = 1.0
 """How often a run that nobody asks about is brought up to date."""
@@ -126,16 +124,6 @@ class Engine:
         self.forget(run_id)
         if not is_known:
             raise NotFoundError(f"run_id={run_id!r}: there is no such run")
-
-    async def page(self, after: str, limit: int) -> tuple[list[tuple[str, Header]], str]:
-        """Up to `limit` runs by name behind `after`, and the name to go on from, "" at the end.
-
-        Their pools stay in the store: a list of all runs must not load them all.
-        """
-        names = await list_runs(self.redis, after, limit + 1)
-        found = [(name, await load_header(self.redis, RunKeys(name))) for name in names[:limit]]
-        runs = [(name, header) for name, header in found if header is not None]
-        return runs, names[limit - 1] if len(names) > limit else ""
 
     async def _refuse_lost(self, run: Run) -> None:
         """A trainer that creates its run at every start must not get an empty one in its place."""
