@@ -127,7 +127,8 @@ def _channel_positions(attempts: Attempts, config: RunConfig) -> dict[str, Float
             raise InvalidRequestError(f"outcomes.channels[{name}]: must be one of {allowed}")
         low, high = declared[name].min_value, declared[name].max_value
         _check_range(f"outcomes.channels[{name}].values", values_K, low, high)
-        positions[name] = (values_K.astype(np.float64) - low) / (high - low)
+        # The ends of a range are float64 and values float32, so a value may lie a hair outside.
+        positions[name] = np.clip((values_K.astype(np.float64) - low) / (high - low), 0.0, 1.0)
     return positions
 
 
@@ -140,7 +141,6 @@ def _objective(positions: Mapping[str, Floats], config: RunConfig) -> Floats:
                 f"outcomes.channels[{name}]: must be there: it is part of the run's objective"
             )
         terms.append(share * positions[name])
-    # The ends of a range are float64 and values float32, so that a value may lie a hair outside.
     objective_K: Floats = np.clip(np.sum(terms, axis=0), 0.0, 1.0)
     return objective_K
 
