@@ -10,7 +10,7 @@ import numpy as np
 
 from curriculum.arrays import Floats, Ints, Reals
 from curriculum.belief import Belief
-from curriculum.dynamics import MOST_SHIFT, Dynamics, carry, fit_dynamics, lesson, shifted
+from curriculum.dynamics import MOST_SHIFT, Dynamics, bounded, carry, fit_dynamics, lesson, shifted
 from curriculum.evidence import Block, Evidence, gather, gather_squares
 from curriculum.prior import Prior, fit_prior
 from curriculum.sampling import even_sample
@@ -94,8 +94,8 @@ class Model:
         shift_D = shifted(self.dynamics.extended(row).drift_WD[row], gap)
         odds_M = np.exp(np.clip(shift_D, -most_shift, most_shift)).take(domain_M)
         least_M = self.prior.concentration_D.take(domain_M)
-        variance, before = self.dynamics.diffusion * gap, state.belief
-        belief = Belief(*carry(before.alpha_N, before.beta_N, least_M, odds_M, variance))
+        before = bounded(state.belief.alpha_N, state.belief.beta_N, least_M)
+        belief = Belief(*carry(*before, least_M, odds_M, self.dynamics.diffusion * gap))
         return State(belief, state.worn_M * math.exp(-gap / _WEAR_STEPS))
 
     def add(self, state: State, evidence: Evidence, domain_M: Ints) -> State:

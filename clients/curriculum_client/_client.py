@@ -102,7 +102,8 @@ class TrainerClient(ClientBase):
         """Mark a point to return to; every kept checkpoint's policy step, oldest first.
 
         Save `state_dict()` beside the weights: a trainer that loads it and rolls back asks for the
-        same batches again, and gets them, those fetched ahead of the checkpoint included.
+        same batches again, and gets them. With batches fetched ahead, save the state from before
+        the oldest that was not begun; they too come again.
         """
         return self._run(self._core.checkpoint(name, policy_step))
 

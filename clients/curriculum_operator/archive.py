@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from curriculum_api.errors import InvalidRequestError
 
@@ -84,9 +84,7 @@ class Writer:
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Writer]:
     """Gives a writer; the file takes its name when all went well, else nothing is left of it."""
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
-    ) as file:
+    with _temporary_beside(path) as file:
         temporary = Path(file.name)
         try:
             with zipfile.ZipFile(file, "w") as archive:
@@ -98,6 +96,17 @@ def writing(path: Path) -> Iterator[Writer]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def _temporary_beside(path: Path) -> IO[bytes]:
+    try:
+        return tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
+        )
+    except OSError as error:
+        # Whoever reads this named a folder that is not there, and never the temporary file.
+        error.filename = str(path.parent)
+        raise
 
 
 class Reader:

@@ -6,7 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from curriculum_api.v1.stats_pb2 import BoundaryPoint
+from curriculum_api.v1.operator_service_pb2 import CompareBoundaryResponse
+from curriculum_api.v1.stats_pb2 import BoundaryPoint, StepRange
+from curriculum_operator.notes import Note
+from curriculum_operator.render.words import steps
 
 SHARPENED, EXPANDED, WORSE, UNCLEAR = "sharpened", "expanded", "worse", "unclear"
 
@@ -52,6 +55,37 @@ def verdict(points: Sequence[BoundaryPoint]) -> Verdict:
     else:
         said = Verdict(UNCLEAR, "Nothing moved beyond chance.")
     return Verdict(said.word, " ".join([said.explanation, *_caveats(usable)]))
+
+
+def boundary_notes(
+    response: CompareBoundaryResponse, before: StepRange, after: StepRange
+) -> list[Note]:
+    """How what was compared differs from what was asked for."""
+    if not response.HasField("policy_step"):
+        return []  # an older server does not tell
+    newest, notes, wider = response.policy_step, [], []
+    earlier = response.before if response.HasField("before") else None
+    later = response.after if response.HasField("after") else None
+    for name, asked, found in (("before", before, earlier), ("after", after, later)):
+        first, last, shown = asked.first_policy_step, asked.last_policy_step, span(asked)
+        if last > newest:
+            said = f"--{name} {first}:{last} ends behind the run's newest step, {newest:,}."
+            notes.append(Note("not_over", said))
+        if found is None:
+            notes.append(Note("not_counted", f"Nothing was counted in {shown}."))
+            continue
+        reached = StepRange(first_policy_step=first, last_policy_step=min(last, newest))
+        if found != reached:
+            wider.append(f"{span(found)} for {first}:{last}")
+    if wider:
+        said = "A window counts as a whole, and old ones are merged. Compared were"
+        notes.append(Note("other_steps", f"{said} {', '.join(wider)}."))
+    return notes
+
+
+def span(of: StepRange) -> str:
+    word = "step" if of.first_policy_step == of.last_policy_step else "steps"
+    return f"{word} {steps(of.first_policy_step, of.last_policy_step)}"
 
 
 def change(point: BoundaryPoint) -> float:

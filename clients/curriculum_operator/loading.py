@@ -20,11 +20,15 @@ from curriculum_api.v1.operator_service_pb2 import AddPromptsRequest
 from curriculum_api.v1.prompt_pb2 import Prompt
 from curriculum_operator.connection import Connection
 from curriculum_operator.records import FieldNames, RecordError, prompt_from_record
-from curriculum_operator.sources import Source
+from curriculum_operator.sources import Record, Source
 
 MAX_SHOWN_PROBLEMS = 20
+MAX_SHOWN_FIELDS = 30
 MAX_CALL_BYTES = 8 * 1024 * 1024
 """Well under the limit of a message: a lost call costs little to repeat."""
+
+DESCRIPTIONS = ("features", "tags", "embedding")
+"""What tells of a prompt before it is attempted, by its field in the contract."""
 
 Advance = Callable[[int], None]
 """Told how many more records are done."""
@@ -44,6 +48,8 @@ class Survey:
     """Records that repeat an earlier one exactly."""
     domains: dict[str, int]
     """Prompts by domain."""
+    described: dict[str, int]
+    """Of the prompts those that have features, tags and an embedding, by that word."""
     digests: array[int] = field(repr=False)
     """One per record, in order: the sending notices when the source changed meanwhile."""
     repeats: frozenset[int] = field(repr=False)
@@ -62,12 +68,12 @@ class Loaded:
 
 
 class InterruptedLoadError(CurriculumError):
-    """The load stopped early; `loaded` says how far it got."""
+    """The load stopped early; `loaded` says how far it got, `why` what it was unless Ctrl-C."""
 
-    def __init__(self, message: str, loaded: Loaded, *, by_user: bool = False):
+    def __init__(self, message: str, loaded: Loaded, *, why: Exception | None = None):
         super().__init__(message)
         self.loaded = loaded
-        self.by_user = by_user
+        self.why = why
 
 
 class _Ids:
@@ -91,12 +97,43 @@ class _Ids:
         return None if first == position else first
 
 
+class _Fields:
+    """Notices fields that were named and that no record has: a slip that would show nowhere."""
+
+    def __init__(self, names: FieldNames) -> None:
+        self._unseen = names.given()
+        self._first: Record | None = None
+
+    def see(self, record: Record) -> None:
+        if not isinstance(record.value, dict):
+            return
+        self._first = self._first or record
+        if self._unseen:
+            there = [name for name in self._unseen if record.value.get(name) is not None]
+            for name in there:
+                del self._unseen[name]
+
+    def check(self, unit: str) -> None:
+        if self._first is None or not self._unseen:
+            return
+        named = list(self._first.value)
+        more = ", …" if len(named) > MAX_SHOWN_FIELDS else ""
+        has = ", ".join(named[:MAX_SHOWN_FIELDS]) + more or "nothing"
+        unseen = ", ".join(f"{option} {name}" for name, option in self._unseen.items())
+        it = "it" if len(self._unseen) == 1 else "them"
+        raise BadSourceError(
+            f"{unseen}: no {unit} has {it}; {unit} {self._first.number} has {has}; nothing was sent"
+        )
+
+
 def survey(source: Source, names: FieldNames, advance: Advance = lambda _count: None) -> Survey:
     """Reads everything once; raises BadSourceError that lists what is wrong."""
     ids, repeats, domains = _Ids(), set(), Counter[str]()
+    described, fields = Counter[str](), _Fields(names)
     problems, problem_count, embedding_length = [], 0, 0
     for record in source.records():
         advance(1)
+        fields.see(record)
         try:
             if record.problem is not None:
                 raise RecordError(record.problem)
@@ -105,6 +142,7 @@ def survey(source: Source, names: FieldNames, advance: Advance = lambda _count: 
             first = ids.add(parsed.prompt.prompt_id, parsed.digest, record.number)
             if first is None:
                 domains[parsed.prompt.domain] += 1
+                described.update(word for word in DESCRIPTIONS if getattr(parsed.prompt, word))
             elif ids.digests[first] == parsed.digest:
                 repeats.add(len(ids.digests) - 1)
             else:
@@ -116,6 +154,7 @@ def survey(source: Source, names: FieldNames, advance: Advance = lambda _count: 
             problem_count += 1
             if problem_count <= MAX_SHOWN_PROBLEMS:
                 problems.append(f"{source.unit} {record.number}: {error}")
+    fields.check(source.unit)
     if len(domains) > limits.MAX_DOMAINS:
         problem_count += 1
         problems.append(f"domain: {len(domains)} different ones; at most {limits.MAX_DOMAINS}")
@@ -129,6 +168,7 @@ def survey(source: Source, names: FieldNames, advance: Advance = lambda _count: 
         prompt_count=prompt_count,
         collapsed_count=len(repeats),
         domains=dict(domains),
+        described={word: described[word] for word in DESCRIPTIONS},
         digests=ids.digests,
         repeats=frozenset(repeats),
     )
@@ -196,9 +236,9 @@ class Sender:
                 loaded = self._send_one(batch, loaded)
                 self.advance(len(batch))
         except (CurriculumError, OSError) as error:
-            raise InterruptedLoadError(str(error), loaded) from error
+            raise InterruptedLoadError(str(error), loaded, why=error) from error
         except KeyboardInterrupt:
-            raise InterruptedLoadError("interrupted", loaded, by_user=True) from None
+            raise InterruptedLoadError("interrupted", loaded) from None
         return loaded
 
     def _send_one(self, batch: list[Prompt], loaded: Loaded) -> Loaded:

@@ -42,6 +42,19 @@ class FieldNames:
     default_domain: str | None = None
     """The domain of records that name none."""
 
+    def given(self) -> dict[str, str]:
+        """The options by which fields were named, by field."""
+        options = {
+            "--id-field": self.id,
+            "--text-field": self.text,
+            "--domain-field": self.domain,
+            "--tags-field": self.tags,
+            "--payload-field": self.payload,
+            "--embedding-field": self.embedding,
+        }
+        named = {field: option for option, field in options.items() if field is not None}
+        return named | dict.fromkeys(self.features, "--feature-field")
+
 
 @dataclass(frozen=True)
 class Parsed:
@@ -58,7 +71,7 @@ def prompt_from_record(record: Any, names: FieldNames) -> Parsed:
     rest = {name: value for name, value in record.items() if value is not None}
     prompt_id = _take(rest, names.id, ("prompt_id", "id"), required=names.id is not None)
     text = _take(rest, names.text, ("text", "prompt"), required=True)
-    domain = _take(rest, names.domain, ("domain",), required=names.domain is not None)
+    domain = _take(rest, names.domain, ("domain",), required=False) or names.default_domain
     tags = _take(rest, names.tags, ("tags",), required=False)
     payload = _payload(_take(rest, names.payload, ("payload",), required=False))
     embedding = _embedding(_take(rest, names.embedding, ("embedding",), required=False))
@@ -68,8 +81,12 @@ def prompt_from_record(record: Any, names: FieldNames) -> Parsed:
         _put(payload, MESSAGES_KEY, messages)
     for name, value in rest.items():
         _put(payload, name, value)
+    if domain is None:
+        raise RecordError(
+            f"{names.domain or 'domain'} is missing; --domain NAME is that of records without one"
+        )
     prompt = Prompt(
-        domain=_name("domain", domain or names.default_domain, limits.MAX_DOMAIN_BYTES),
+        domain=_name("domain", domain, limits.MAX_DOMAIN_BYTES),
         text=_text(text),
         payload_json=_dumps(payload) if payload else "",
         tags=_tags(tags),
@@ -209,8 +226,6 @@ def _prompt_id(value: Any, canonical: bytes) -> str:
 
 
 def _name(field: str, value: Any, max_bytes: int) -> str:
-    if value is None:
-        raise RecordError(f"{field} is missing")
     if not isinstance(value, str):
         raise RecordError(f"{field}={_shown(value)}: must be text")
     size = len(_utf8(field, value).encode())

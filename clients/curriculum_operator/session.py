@@ -16,6 +16,8 @@ from rich.console import Console, RenderableType
 from curriculum_api.channel import TlsConfig
 from curriculum_api.errors import CurriculumError
 from curriculum_api.limits import DEFAULT_PORT
+from curriculum_api.v1.operator_service_pb2 import GetRunRequest
+from curriculum_api.v1.run_pb2 import Run, RunConfig
 from curriculum_operator.connection import Connection
 from curriculum_operator.render.words import clean
 
@@ -62,6 +64,13 @@ class Session:
             print_json(document)
         else:
             self.out.print(view())
+
+
+def run_config(session: Session, run_id: str) -> RunConfig:
+    """By what a run is judged, among others."""
+    stub = session.connection.stub
+    run: Run = session.connection.call(stub.GetRun, GetRunRequest(run_id=run_id)).run
+    return run.config
 
 
 def print_json(document: Any) -> None:

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from curriculum_api.errors import InvalidRequestError
-from curriculum_api.v1 import batch_pb2, prompt_pb2, run_pb2, stats_pb2
+from curriculum_api.v1 import batch_pb2, operator_service_pb2, prompt_pb2, run_pb2, stats_pb2
 from curriculum_server.engine import inspection
 from curriculum_server.engine.catalog import EMBEDDING_DTYPE
 from curriculum_server.engine.config import RETIRED_SELECTION, RunConfig
@@ -182,7 +182,33 @@ def stats_message(beliefs: inspection.Beliefs) -> stats_pb2.RunStats:
         group_count=sum(done for done, _ in groups),
         mixed_group_count=sum(mixed for _, mixed in groups),
         likely_mixed_prompt_count=inspection.likely_mixed_count(beliefs),
+        mean_objective=inspection.mean_objective(mirror, mirror.windows),
     )
+
+
+def boundary_message(
+    compared: inspection.Boundary, policy_step: int
+) -> operator_service_pb2.CompareBoundaryResponse:
+    return operator_service_pb2.CompareBoundaryResponse(
+        points=[
+            stats_pb2.BoundaryPoint(
+                k=p.k,
+                prompt_count=p.prompt_count,
+                before_pass_at_k=p.before,
+                after_pass_at_k=p.after,
+            )
+            for p in compared.points
+        ],
+        before=_range_message(compared.before),
+        after=_range_message(compared.after),
+        policy_step=policy_step,
+    )
+
+
+def _range_message(steps: tuple[int, int] | None) -> stats_pb2.StepRange | None:
+    if steps is None:
+        return None
+    return stats_pb2.StepRange(first_policy_step=steps[0], last_policy_step=steps[1])
 
 
 def _domain_messages(beliefs: inspection.Beliefs) -> list[stats_pb2.DomainStats]:
@@ -219,6 +245,7 @@ def _window_messages(mirror: Mirror) -> list[stats_pb2.WindowStats]:
                 group_count=done,
                 mixed_group_count=mixed,
                 visited_prompt_count=int(np.count_nonzero(attempts_N)),
+                mean_objective=inspection.mean_objective(mirror, [window]),
             )
         )
     return messages

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 import pytest
@@ -42,6 +43,8 @@ class FakeService(OperatorServiceServicer):
     lose_next_answer: bool = False
     add_sizes: list[int] = field(default_factory=list)
     points: list[stats_pb2.BoundaryPoint] = field(default_factory=list)
+    compared: dict[str, Any] = field(default_factory=dict)
+    """What CompareBoundary says of the steps that it compared."""
     metadata: list[dict[str, str]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -167,7 +170,8 @@ class FakeService(OperatorServiceServicer):
     def CompareBoundary(self, request, context):
         self._run(request.run_id, context)
         asked = set(request.ks)
-        return pb.CompareBoundaryResponse(points=[p for p in self.points if p.k in asked])
+        points = [p for p in self.points if p.k in asked]
+        return pb.CompareBoundaryResponse(points=points, **self.compared)
 
 
 @contextmanager

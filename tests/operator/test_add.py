@@ -60,6 +60,17 @@ def test_other_field_names_can_be_given(curriculum, service, math, write_lines):
     assert json.loads(prompt.payload_json) == {"id": "x"}
 
 
+def test_a_domain_option_is_for_records_whose_domain_field_is_absent(
+    curriculum, service, math, write_lines
+):
+    path = write_lines({"id": "a", "text": "q", "kind": "k"}, {"id": "b", "text": "q"})
+    fields = ("--domain-field", "kind")
+    said = curriculum.error("prompts", "add", math, path, *fields)
+    assert "line 2: kind is missing; --domain NAME is that of records without one" in said
+    curriculum.ok("prompts", "add", math, path, *fields, "--domain", "d")
+    assert [prompt.domain for prompt in pool(service).values()] == ["k", "d"]
+
+
 def test_chat_messages_become_text_and_stay_in_the_payload(curriculum, service, math, write_lines):
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
     path = write_lines({"id": "p1", "prompt": messages})
@@ -100,7 +111,7 @@ BAD_LINES = [
     ('{"text": "", "domain": "d"}', "text is empty"),
     ('{"text": 3, "domain": "d"}', "text=3: must be text or a list of messages"),
     ('{"text": [{"role": "user"}], "domain": "d"}', "the message {'role': 'user'} must be"),
-    ('{"text": "q"}', "domain is missing"),
+    ('{"text": "q"}', "domain is missing; --domain NAME is that of records without one"),
     ('{"text": "q", "domain": 5}', "domain=5: must be text"),
     ('{"text": "q", "domain": "' + "d" * 129 + '"}', "has 129 bytes, must have 1 to 128"),
     ('{"text": "q", "domain": "d", "id": ""}', "prompt_id='': has 0 bytes, must have 1 to 256"),
@@ -216,7 +227,9 @@ def test_a_conflict_with_the_pool_says_how_far_it_got(curriculum, service, math,
     path = write_lines(*({"id": str(n), "text": "other", "domain": "d"} for n in range(6)))
     said = curriculum.error("prompts", "add", math, path, "--batch", "2")
     assert "prompt_id=3: is there with other content" in said
-    assert "2 of 6 prompts were sent" in said
+    assert "2 of 6 prompts were sent. What a pool holds of a prompt is fixed, tags, feat" in said
+    assert "another id, or a new run." in said
+    assert "continues" not in said
     assert sorted(pool(service)) == ["0", "1", "3"]
 
 
@@ -279,5 +292,6 @@ def test_a_source_that_changes_after_the_check_is_noticed(
         return surveyed
 
     monkeypatch.setattr("curriculum_operator.commands.add.survey", survey_then_change)
-    assert "line 1 changed after it was checked" in curriculum.error("prompts", "add", math, path)
+    said = curriculum.error("prompts", "add", math, path)
+    assert "line 1 changed after it was checked\n0 of 3 prompts were sent.\n" in said
     assert not service.add_sizes

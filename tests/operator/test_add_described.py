@@ -38,6 +38,43 @@ def test_an_embedding_may_have_another_name(curriculum, service, math, write_lin
     assert added(service)["p1"].payload_json == '{"embedding":"kept"}'
 
 
+@pytest.mark.parametrize(
+    "kind", ["id", "text", "domain", "tags", "payload", "embedding", "feature"]
+)
+def test_a_named_field_that_no_record_has_is_refused(curriculum, service, math, write_lines, kind):
+    path = write_lines(record(1), record(2, nosuch=None, rate=1))
+    option = f"--{kind}-field"
+    said = curriculum.error("prompts", "add", math, path, option, "nosuch")
+    assert said == (
+        f"error: {option} nosuch: no line has it; line 1 has id, text, domain; nothing was sent\n"
+    )
+    assert not service.add_sizes
+
+
+def test_a_named_field_may_be_missing_from_some_records(curriculum, service, math, write_lines):
+    path = write_lines(record(1), record(2, rate=0.5, vector=[1.0]))
+    fields = ("--feature-field", "rate", "--embedding-field", "vector")
+    curriculum.ok("prompts", "add", math, path, *fields)
+    assert dict(added(service)["p2"].features) == {"rate": 0.5}
+    said = curriculum.error("prompts", "add", math, path, *fields, "--feature-field", "rat")
+    assert "--feature-field rat: no line has it" in said
+
+
+def test_an_add_says_how_many_prompts_are_described(curriculum, math, write_lines):
+    path = write_lines(
+        record(1, tags=["t"], features={"x": 0}),
+        record(2, embedding=[1.0]),
+        record(2, embedding=[1.0]),
+        record(3, tags=[], features={}, embedding=[]),
+    )
+    said = "of the 3: 1 with features, 1 with tags, 1 with an embedding\n"
+    assert curriculum.ok("prompts", "add", math, path, "--dry-run").endswith(said)
+    assert curriculum.ok("prompts", "add", math, path).endswith(said)
+    document = curriculum.json("prompts", "add", math, path)
+    counts = [document[f"with_{word}_count"] for word in ("features", "tags", "embedding")]
+    assert counts == [1, 1, 1]
+
+
 def columns(count, length):
     """Rows as a column file has them; the second lacks what a row may lack."""
     vectors = np.sin(np.arange(count * length)).astype(np.float32).reshape(count, length)

@@ -69,6 +69,11 @@ def test_a_run_goes_into_a_file_and_out_of_it(curriculum, run, file, stubs):
     assert other.rollback("a").policy_step == 3
 
 
+def test_a_folder_that_is_missing_is_named(curriculum, run, tmp_path):
+    said = curriculum.error("runs", "export", run.run_id, str(tmp_path / "nodir" / "n.zip"))
+    assert said == f"error: {tmp_path / 'nodir'}: No such file or directory\n"
+
+
 def test_without_a_name_a_run_comes_back_under_its_own(curriculum, run, file):
     before = (run.stats(), names(run))
     run.delete()

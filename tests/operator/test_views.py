@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from curriculum_api.v1 import stats_pb2
 from curriculum_api.v1.operator_service_pb2 import GetPromptResponse
 from curriculum_operator.boundary import verdict
 from curriculum_operator.render import bars
+from curriculum_operator.render.rebin import rebinned
 from curriculum_operator.render.words import clean, percent, short
 
 
@@ -50,8 +52,8 @@ def busy_stats() -> stats_pb2.RunStats:
             last_policy_step=5 * n + 4,
             attempt_count=5120,
             pass_count=1500 + 60 * n,
-            group_count=640 if n != 3 else 0,
-            mixed_group_count=300 + 8 * n if n != 3 else 0,
+            group_count=640 if n not in (3, 4) else 0,
+            mixed_group_count=300 + 8 * n if n not in (3, 4) else 0,
             visited_prompt_count=600,
         )
         for n in range(37)
@@ -136,29 +138,89 @@ def test_stats_show_the_numbers_that_matter(curriculum, busy_run):
         "step 184 · timeline 1",
         "prompts 1,003,155   leased 256   attempts 12,345,670   passed 41%",
         "mixed groups 65%   last 5 windows 89%   newest window 92%   likely mixed 345,678",
-        "math               12.0k",
+        "math                          12.0k",
         "░ 50% ▒ 12% █ 26% ▓ 11%",
         "░ unseen   ▒ beyond   █ edge   ▓ mastered",
         "47% → 92%",
         "steps 0–184",
     ):
         assert said in shown
-    assert "▄▄▄·▅" in shown  # the window without a group is a dot
+    # No group was completed from step 15 to 24: one character has none of its steps outside.
+    assert "by step       steps 0–184, 3.7 to a character" in shown
+    assert "▄▄▄▄▄·▅" in shown
 
 
 def test_stats_say_when_the_pool_is_used_up(curriculum, service, busy_run):
     stats = service.runs[busy_run].stats
     assert "used up" not in curriculum.ok("stats", busy_run)
+    assert curriculum.json("stats", busy_run)["notes"] == []
     stats.likely_mixed_prompt_count = stats.windows[-2].visited_prompt_count - 1
+    # A pool smaller than a window takes, in which almost every group is mixed, is not used up.
+    assert "used up" not in curriculum.ok("stats", busy_run)
+    for window in stats.windows[-5:]:
+        window.mixed_group_count = window.group_count // 2 - 1
     assert "The pool is used up: fewer prompts are likely mixed" in curriculum.ok("stats", busy_run)
+    (note,) = curriculum.json("stats", busy_run)["notes"]
+    assert note["note"] == "used_up"
+    assert note["explanation"].endswith("Add others.")
     del stats.windows[1:]  # the first window is not over: what it takes is not known
     assert "used up" not in curriculum.ok("stats", busy_run)
+
+
+def test_stats_say_when_nothing_passed(curriculum, service, busy_run):
+    known = service.runs[busy_run]
+    known.stats.attempt_count, known.stats.pass_count = 199, 0
+    known.stats.likely_mixed_prompt_count = 0
+    for window in known.stats.windows:
+        window.mixed_group_count = window.pass_count = 0
+    assert "look at the verifier" not in curriculum.ok("stats", busy_run)
+    known.stats.attempt_count = 12_345
+    shown = " ".join(curriculum.ok("stats", busy_run).split())
+    assert "None of 12,345 attempts passed: look at the verifier, and at the run's pass_" in shown
+    assert "used up" not in shown
+    known.run.config.pass_threshold = 0.75
+    (note,) = curriculum.json("stats", busy_run)["notes"]
+    assert note["note"] == "nothing_passed"
+    assert note["explanation"].endswith("the run's pass_threshold (0.75).")
+    known.run.config.objective["reward"] = 1
+    assert curriculum.json("stats", busy_run)["notes"] == []
+
+
+def test_stats_of_a_run_with_an_objective_show_it_and_no_passes(curriculum, service, busy_run):
+    known = service.runs[busy_run]
+    known.run.config.objective["reward"] = 1
+    shown = curriculum.ok("stats", busy_run)
+    assert "objective –" in shown
+    known.stats.mean_objective = 0.456
+    for number, window in enumerate(known.stats.windows):
+        window.mean_objective = number / 40
+    shown = curriculum.ok("stats", busy_run)
+    for said in ("objective 0.46", "prompts by believed objective", "0.00 → 0.90"):
+        assert said in shown
+    for meaningless in ("pass", "likely mixed"):
+        assert meaningless not in shown
+
+
+@pytest.mark.parametrize("width", [40, 60, 66, 72, 80, 140, 250])
+def test_stats_keep_their_shape_at_any_width(curriculum, busy_run, width):
+    shown = curriculum.ok("stats", busy_run, COLUMNS=str(width)).splitlines()
+    assert max(map(cell_len, shown)) <= width
+    if width >= 60:
+        axis, ticks = next(
+            (line, below)
+            for line, below in itertools.pairwise(shown)
+            if line.strip().startswith("0 └─")
+        )
+        assert ticks.split() == ["0", "0.25", "0.5", "0.75", "1"]
+        assert len(axis.rstrip()) + 1 == len(ticks.rstrip())
+    assert ("a-very-long-domain-name-indeed" in "\n".join(shown)) == (width > 80)
 
 
 def test_stats_as_json_are_the_contracts_message(curriculum, service, busy_run):
     shown = curriculum.json("stats", busy_run)
     stats = service.runs[busy_run].stats
-    assert json_format.ParseDict(shown, stats_pb2.RunStats()) == stats
+    parsed = json_format.ParseDict(shown, stats_pb2.RunStats(), ignore_unknown_fields=True)
+    assert parsed == stats
     assert shown["prompt_count"] == stats.prompt_count
     assert shown["domains"][3]["bands"]["unseen_count"] == 0
 
@@ -170,7 +232,7 @@ def test_stats_of_an_empty_run_say_what_to_do(curriculum, service, math):
     stats.domains.add(domain="d", prompt_count=5, bands=stats.bands)
     stats.pass_rate_histogram.extend([0] * 10 + [5] + [0] * 9)
     shown = curriculum.ok("stats", math)
-    assert "mixed groups –" in shown
+    assert "mixed groups –   likely mixed 0\n" in shown
     assert "No window has an attempt yet." in shown
 
 
@@ -212,13 +274,38 @@ def test_a_prompt_is_shown_with_belief_and_history(curriculum, service, math, wr
     ]
     curriculum.ok("prompts", "add", math, write_lines(*records))
     shown = curriculum.ok("prompts", "show", math, "7")
-    for said in ("0.70 (0.50–0.90)", "▁▂▃▄▅▆▇", "30–34     6/8", "x=2", "Why?", '"a": 1'):
+    for said in ("0.70 (0.50–0.90)", "30–34     6/8", "x=2", "Why?", '"a": 1'):
         assert said in shown
+    head, *_, last = shown.split("mean reward")[1].split("\n\n")[0].splitlines()
+    assert head.endswith(f"0{'1':>19}")  # the scale of the bars
+    assert last.rstrip().endswith("  " + "█" * 15)
+    narrow = curriculum.ok("prompts", "show", math, "7", COLUMNS="60")
+    assert "█" not in narrow
+    assert max(map(cell_len, narrow.splitlines())) <= 60
     as_json = curriculum.json("prompts", "show", math, "7")
     assert as_json["state"]["band"] == "BAND_MASTERED"
     assert as_json["state"]["lease_expire_time"] is None
     assert json_format.ParseDict(as_json, GetPromptResponse()).prompt.text == "Why?"
     assert "no such prompt" in curriculum.error("prompts", "show", math, "none")
+
+
+def test_a_prompt_of_a_run_with_an_objective_shows_no_passes(
+    curriculum, service, math, write_lines
+):
+    config = service.runs[math].run.config
+    config.objective["reward"], config.reward_min, config.reward_max = 1, -1, 1
+    records = [{"id": str(n), "text": "Why?", "domain": "d"} for n in range(8)]
+    curriculum.ok("prompts", "add", math, write_lines(*records))
+    shown = curriculum.ok("prompts", "show", math, "7")
+    assert "objective  0 ··" in shown
+    assert "attempts     56 " in shown
+    assert "pass" not in shown
+    head, *_, last = shown.split("mean reward")[1].split("\n\n")[0].splitlines()
+    assert head.endswith(f"-1{'1':>18}")
+    assert last.rstrip().endswith(" " + "█" * 18)  # a mean reward of .75 is at .875 of the range
+    listed = curriculum.ok("prompts", "list", math)
+    assert "objective" in listed
+    assert "pass" not in listed
 
 
 def test_a_boundary_shows_changes_and_a_verdict(curriculum, service, busy_run):
@@ -230,6 +317,43 @@ def test_a_boundary_shows_changes_and_a_verdict(curriculum, service, busy_run):
     found = curriculum.json(*command)
     assert found["verdict"] == "sharpened"
     assert [p["k"] for p in found["points"]] == [1, 8]
+
+
+def test_a_boundary_shows_the_steps_that_were_compared(curriculum, service, busy_run):
+    service.points = [point(1, 0.3, 0.5), point(8, 0.5, 0.5)]
+    service.compared = {
+        "before": stats_pb2.StepRange(first_policy_step=0, last_policy_step=320),
+        "after": stats_pb2.StepRange(first_policy_step=485, last_policy_step=520),
+        "policy_step": 520,
+    }
+    command = ("boundary", busy_run, "--before", "0:50", "--after", "500:599")
+    shown = " ".join(curriculum.ok(*command).split())
+    for said in (
+        "steps 0–320 steps 485–520 change",
+        "--after 500:599 ends behind the run's newest step, 520.",
+        "Compared were steps 0–320 for 0:50, steps 485–520 for 500:599.",
+    ):
+        assert said in shown
+    found = curriculum.json(*command)
+    assert found["before"] == {"first_policy_step": 0, "last_policy_step": 320}
+    assert [note["note"] for note in found["notes"]] == ["not_over", "other_steps"]
+    exact = curriculum.json("boundary", busy_run, "--before", "0:320", "--after", "485:520")
+    assert exact["notes"] == []
+    del service.compared["after"]
+    shown = curriculum.ok("boundary", busy_run, "--before", "0:320", "--after", "600:700")
+    assert "Nothing was counted in steps 600–700." in shown
+
+
+def test_a_change_that_rounds_to_nothing_has_no_sign_and_no_arrow(curriculum, service, busy_run):
+    service.points = [point(1, 0.5, 0.4999), point(8, 0.5, 0.5001)]
+    shown = curriculum.ok("boundary", busy_run, "--before", "0:9", "--after", "100:184")
+    assert shown.count("0.500   0.000") == shown.count("0.000") == 2
+    assert not set("▲▼+-█") & set(shown.split("change")[1].split("\n\n")[0])
+
+
+def test_the_help_of_boundary_says_that_old_windows_are_merged(curriculum):
+    said = " ".join(curriculum.ok("boundary", "--help").split())
+    assert "Old windows are merged" in said
 
 
 @pytest.mark.parametrize(
@@ -276,6 +400,19 @@ def test_bars_fill_their_width_and_hide_nothing():
     assert bars.sparkline([0, None, 0.5, 1]).plain == "▁·▅█"
     assert bars.interval_bar(0.2, 0.5, 0.7, 10).plain == "··━━━●━━··"
     assert bars.interval_bar(0, 1, 1, 10).plain == "━━━━━━━━━●"
+
+
+def test_a_window_takes_as_much_room_as_its_steps():
+    spans, halves = [(0, 0), (1, 8), (9, 9), (12, 13)], [(1, 2), (8, 8), (0, 2), (2, 8)]
+    # By step: 1/2 at 0; 1 each at 1 to 8; 0 at 9; nothing at 10 and 11; 1 of 4 at 12 and 13.
+    each = [0.5, *[1.0] * 8, 0.0, None, None, 0.25, 0.25]
+    assert rebinned(spans, halves, 50) == each
+    assert rebinned(spans, halves, 14) == each
+    # Seven stretches of two steps, weighed by what was counted: (1 + 1)/(2 + 1), …
+    assert rebinned(spans, halves, 7) == pytest.approx([2 / 3, 1, 1, 1, 1 / 3, None, 0.25])
+    # Four of three and a half steps: the second is 3.5 to 7, all of one window.
+    assert rebinned(spans, halves, 4)[1] == 1.0
+    assert rebinned([(5, 5)], [(0, 0)], 50) == [None]
 
 
 def test_a_histogram_shows_the_smallest_bin_and_shades_the_unvisited():

@@ -8,10 +8,11 @@ import pytest
 
 from curriculum_api import limits
 from curriculum_api.v1 import operator_service_pb2 as op
-from curriculum_api.v1 import prompt_pb2, run_pb2
+from curriculum_api.v1 import prompt_pb2, run_pb2, stats_pb2
 from curriculum_api.v1 import trainer_service_pb2 as tr
 
 ADD = "operator.AddPrompts"
+LATER = stats_pb2.StepRange(first_policy_step=1, last_policy_step=4)
 
 
 def prompts(run, count=1, **fields):
@@ -98,12 +99,12 @@ CASES = {
     ),
     "MAX_KS": (
         "operator.CompareBoundary",
-        lambda run, n: op.CompareBoundaryRequest(run_id=run.run_id, ks=[1] * n),
+        lambda run, n: op.CompareBoundaryRequest(run_id=run.run_id, after=LATER, ks=[1] * n),
         "len(ks)=17: must be in [0, 16]",
     ),
     "MAX_GROUP_SIZE": (
         "operator.CompareBoundary",
-        lambda run, n: op.CompareBoundaryRequest(run_id=run.run_id, ks=[n]),
+        lambda run, n: op.CompareBoundaryRequest(run_id=run.run_id, after=LATER, ks=[n]),
         "ks=1025: must be in [1, 1024]",
     ),
     "MAX_PAGE_SIZE": (

@@ -62,14 +62,14 @@ def test_a_rollback_over_merged_windows_is_exact(open_run, start_server, stored,
     first = train(run, range(21, 60))
     end = ledger(run)
     # The checkpoints keep some windows apart, and those behind them are merged.
-    wait_until(lambda: len(stored(run)) <= 3 * (OPEN_WINDOWS + 4))
+    wait_until(lambda: len(stored(run)) <= 3 * (OPEN_WINDOWS + 6))
     run.rollback("late")
     assert ledger(run) == at_late
     again = train(run.through(start_server().stubs), range(21, 60))
     assert content(again) == content(first)
     assert ledger(run) == end
     run.delete_checkpoint("late")
-    wait_until(lambda: len(stored(run)) <= 2 * (OPEN_WINDOWS + 4))
+    wait_until(lambda: len(stored(run)) <= 2 * (OPEN_WINDOWS + 6))
     assert ledger(run)[1].windows == end[1].windows
     run.rollback("early")
     assert ledger(run) == at_early

@@ -154,7 +154,21 @@ def test_a_released_slot_takes_no_attempts(open_run, refused_untouched):
     answer = refused_untouched(run, run.stubs.trainer.ReportOutcomes, request)
     assert answer.status == "FAILED_PRECONDITION"
     assert "outcomes.slots=0" in answer.details
-    assert "the slot is closed" in answer.details
+    assert "the slot is closed: it was released before, in batch 'batch-0'" in answer.details
+
+
+def test_a_second_training_under_the_same_name_is_told_so(open_run, refused_untouched):
+    run = open_run(10)
+    first = run.next("default-0", count=2)
+    run.report(first, {p.slot: [1.0] * p.attempt_count for p in first.prompts})
+    again = run.next("default-0", count=2)
+    request = run.report_request(again, {0: [0.0]})
+    answer = refused_untouched(run, run.stubs.trainer.ReportOutcomes, request)
+    assert answer.details == (
+        "outcomes.slots=0: must be given at most 8 attempts; 8 are reported and 1 came; the slot "
+        "is closed: it was reported in full before, in batch 'default-0': a new training on this "
+        "run needs another consumer name, a resumed one load_state_dict"
+    )
 
 
 def test_a_reports_request_id_stands_for_one_content(open_run, refused_untouched):

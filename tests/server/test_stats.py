@@ -103,9 +103,10 @@ def test_a_prompts_history_agrees_with_its_state_and_the_windows(trained):
 def test_the_bands_are_where_the_attempts_put_them(open_run):
     run = open_run(5, selection={"group_size": 64})
     batch = run.next(count=4)
-    never, some, always, once = (
-        [0.0] * 64, [1.0, 0.0] * 32, [1.0] * 64, [1.0])  # fmt: skip
-    run.report(batch, {0: never, 1: some, 2: always, 3: once})
+    # A lone pass would not do for the last: in a domain of extremes it is taken for mastered.
+    never, some, always, barely = (
+        [0.0] * 64, [1.0, 0.0] * 32, [1.0] * 64, [1.0, 0.0])  # fmt: skip
+    run.report(batch, {0: never, 1: some, 2: always, 3: barely})
     bands = [run.prompt(p.prompt.prompt_id).state.band for p in batch.prompts]
     assert bands == [
         prompt_pb2.BAND_BEYOND,
@@ -127,15 +128,21 @@ def test_evidence_fades_with_policy_steps(open_run):
     assert later.pass_rate_high - later.pass_rate_low > 1.5 * width
 
 
-def compare(run, before, after, ks=()):
-    return run.stubs.operator.CompareBoundary(
-        op.CompareBoundaryRequest(
-            run_id=run.run_id,
-            before=StepRange(first_policy_step=before[0], last_policy_step=before[1]),
-            after=StepRange(first_policy_step=after[0], last_policy_step=after[1]),
-            ks=ks,
-        )
-    ).points
+def boundary_request(run, before, after, ks=()):
+    return op.CompareBoundaryRequest(
+        run_id=run.run_id,
+        before=StepRange(first_policy_step=before[0], last_policy_step=before[1]),
+        after=StepRange(first_policy_step=after[0], last_policy_step=after[1]),
+        ks=ks,
+    )
+
+
+def compared(run, *arguments, **fields):
+    return run.stubs.operator.CompareBoundary(boundary_request(run, *arguments, **fields))
+
+
+def compare(run, *arguments, **fields):
+    return compared(run, *arguments, **fields).points
 
 
 def test_the_boundary_is_pass_at_k_over_prompts_attempted_in_both_ranges(open_run):
@@ -181,6 +188,66 @@ def test_the_boundary_has_four_points_unless_told(open_run):
     run = open_run(2)
     points = compare(run, (0, 0), (1, 2**64 - 1))
     assert [(point.k, point.prompt_count) for point in points] == [(1, 0), (2, 0), (4, 0), (8, 0)]
+
+
+def ends(steps):
+    return steps.first_policy_step, steps.last_policy_step
+
+
+@pytest.fixture
+def long_run(open_run):
+    """A run of 36 windows of 2 steps behind step 0, the old ones merged, at step 71."""
+    run = open_run(4, window_steps=2, selection={"group_size": 2, "rest_steps": 0})
+    for step in range(0, 72, 2):
+        run.play(step + (step > 0), count=2)
+    return run
+
+
+def test_a_comparison_tells_which_steps_it_is_of(long_run):
+    spans = [(w.first_policy_step, w.last_policy_step) for w in long_run.stats().windows]
+    wide = next(span for span in spans if span[1] - span[0] > 10)
+    inside = (wide[0] + 3, wide[0] + 4)
+    found = compared(long_run, inside, (spans[-2][0], 2**64 - 1))
+    assert (ends(found.before), ends(found.after)) == (wide, (spans[-2][0], 71))
+    assert found.policy_step == spans[-1][1] == 71
+    found = compared(long_run, (0, 0), (73, 80))
+    assert (ends(found.before), found.HasField("after")) == ((0, 0), False)
+
+
+def test_ranges_that_share_a_window_are_refused(long_run, refused):
+    spans = [(w.first_policy_step, w.last_policy_step) for w in long_run.stats().windows]
+    wide = next(span for span in spans if span[1] - span[0] > 10)
+    first, last = wide
+    for before, after in (
+        ((first + 1, first + 2), (last - 1, last - 1)),
+        ((last - 1, last - 1), (0, last + 5)),
+        ((0, 71), (0, 71)),
+    ):
+        request = boundary_request(long_run, before, after)
+        answer = refused(long_run.stubs.operator.CompareBoundary, request)
+        assert answer.status == "INVALID_ARGUMENT"
+        assert answer.details.startswith(f"before={before[0]}")
+        assert f"both have that of steps {first}–{last}; a window counts as" in answer.details
+    request = boundary_request(long_run, (0, 0), (0, 0))
+    answer = refused(long_run.stubs.operator.CompareBoundary, request)
+    assert answer.details.startswith("before=0, after=0: must not share a window, and both have")
+
+
+def test_the_mean_objective_is_told_where_there_is_one(open_run):
+    run = open_run(4, window_steps=1, objective={"reward": 1.0})
+    assert not run.stats().HasField("mean_objective")
+    run.report(run.next(count=1, step=0), {0: [0.25, 0.5]})
+    run.report(run.next(count=2, step=1), {0: [0.5], 1: [0.75]})
+    stats = run.stats()
+    assert stats.mean_objective == pytest.approx(0.5, abs=1e-4)
+    means = [w.mean_objective for w in stats.windows if w.HasField("mean_objective")]
+    assert means == pytest.approx([0.375, 0.625], abs=1e-4)
+
+
+def test_without_an_objective_there_is_no_mean_of_it(trained):
+    stats = trained.stats()
+    assert not stats.HasField("mean_objective")
+    assert not any(w.HasField("mean_objective") for w in stats.windows)
 
 
 @pytest.mark.parametrize(

@@ -71,11 +71,13 @@ def ledger(run):
     shown = run.get()
     shown.run_id = ""
     shown.ClearField("create_time")
+    windows = run.stats().windows
+    middle = windows[(len(windows) - 1) // 2].last_policy_step
     boundary = run.stubs.operator.CompareBoundary(
         op.CompareBoundaryRequest(
             run_id=run.run_id,
-            before=stats_pb2.StepRange(first_policy_step=0, last_policy_step=10),
-            after=stats_pb2.StepRange(first_policy_step=11, last_policy_step=99),
+            before=stats_pb2.StepRange(first_policy_step=0, last_policy_step=middle),
+            after=stats_pb2.StepRange(first_policy_step=middle + 1, last_policy_step=99),
         )
     )
     states = run.list()

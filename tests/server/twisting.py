@@ -74,7 +74,8 @@ def valid_requests(run, held):
     }
     mark = run_pb2.Checkpoint(name="mark", policy_step=3)
     policy = run_pb2.Policy(policy_step=3, uri="/weights")
-    steps = stats_pb2.StepRange(first_policy_step=0, last_policy_step=4)
+    early = stats_pb2.StepRange(first_policy_step=0, last_policy_step=0)
+    later = stats_pb2.StepRange(first_policy_step=1, last_policy_step=4)
     prompt = prompt_pb2.Prompt(
         prompt_id="new",
         domain="d",
@@ -112,7 +113,7 @@ def valid_requests(run, held):
         op.ListPromptsRequest(**name, page_size=5, page_token="Mg==", domain="d0", band=1),
         op.GetPromptRequest(**name, prompt_id="p1"),
         op.GetStatsRequest(**name),
-        op.CompareBoundaryRequest(**name, before=steps, after=steps, ks=[1, 8]),
+        op.CompareBoundaryRequest(**name, before=early, after=later, ks=[1, 8]),
         op.ExportRunRequest(**name),
         op.ImportRunRequest(
             run_id=f"{run.run_id}-c", request_id="import", parts=exported, commit=True

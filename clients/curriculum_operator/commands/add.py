@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from curriculum_api import limits
+from curriculum_api.errors import AlreadyExistsError, InvalidRequestError, NotFoundError
 from curriculum_api.v1.operator_service_pb2 import GetRunRequest
 from curriculum_operator.configuration import duration
 from curriculum_operator.loading import (
@@ -109,8 +110,19 @@ def _sent(sender: Sender, source: Source, names: FieldNames, surveyed: Survey) -
         return sender.send(prompts(source, names, surveyed))
     except InterruptedLoadError as error:
         reached = f"{error.loaded.sent_count:,} of {surveyed.prompt_count:,} prompts were sent"
-        advice = f"{error}\n{reached}; the same command continues from there."
-        raise (Interrupted if error.by_user else Failure)(advice) from error
+        advice = f"{error}\n{reached}{_how_to_go_on(error.why)}."
+        raise (Failure if error.why else Interrupted)(advice) from error
+
+
+def _how_to_go_on(why: Exception | None) -> str:
+    if isinstance(why, AlreadyExistsError):
+        return (
+            ". What a pool holds of a prompt is fixed, tags, features and embedding included: "
+            "other content needs another id, or a new run"
+        )
+    if isinstance(why, InvalidRequestError | NotFoundError):
+        return ""  # it would fail again
+    return "; the same command continues from there"
 
 
 def _field_names(source_name: str, options: dict[str, Any]) -> FieldNames:
@@ -139,18 +151,23 @@ def _show(session: Session, run_id: str, surveyed: Survey, loaded: Loaded | None
         "record_count": surveyed.record_count,
         "collapsed_count": surveyed.collapsed_count,
         "prompt_count_by_domain": surveyed.domains,
-    }
+    } | {f"with_{word}_count": count for word, count in surveyed.described.items()}
     done = dataclasses.asdict(loaded or Loaded())
     session.show(document | done, lambda: _summary(run_id, surveyed, loaded))
 
 
 def _summary(run_id: str, surveyed: Survey, loaded: Loaded | None) -> str:
     collapsed = f"{surveyed.collapsed_count:,} repeats collapsed"
+    of = surveyed.described
+    described = (
+        f"of the {surveyed.prompt_count:,}: {of['features']:,} with features, {of['tags']:,} with "
+        f"tags, {of['embedding']:,} with an embedding"
+    )
     if loaded is None:
         domains = len(surveyed.domains)
         return (
             f"nothing sent: {surveyed.prompt_count:,} good prompts in {domains:,} "
-            f"domain{'s' if domains != 1 else ''}, {collapsed}"
+            f"domain{'s' if domains != 1 else ''}, {collapsed}\n{described}"
         )
     lines = [
         f"{loaded.added_count:,} added, {loaded.existing_count:,} already there, {collapsed}; "
@@ -162,4 +179,4 @@ def _summary(run_id: str, surveyed: Survey, loaded: Loaded | None) -> str:
             f"{loaded.retried_call_count:,} call{plural} repeated: what is counted as already "
             "there may be the first try's"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, described])

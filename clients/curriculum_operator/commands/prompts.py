@@ -16,7 +16,7 @@ from curriculum_api.v1.prompt_pb2 import PromptState
 from curriculum_operator.messages import BANDS, as_json
 from curriculum_operator.paging import pages
 from curriculum_operator.render.prompt_view import prompt_view, prompts_view
-from curriculum_operator.session import Session, with_session
+from curriculum_operator.session import Session, run_config, with_session
 
 DEFAULT_LIMIT = 50
 
@@ -46,7 +46,7 @@ def list_(session: Session, run_id: str, domain: str, band: str | None, *, limit
     found = list(_listed(session, request, limit))
     session.show(
         {"prompts": [as_json(state) for state in found]},
-        lambda: prompts_view(found, session.out.width),
+        lambda: prompts_view(found, run_config(session, run_id), session.out.width),
     )
 
 
@@ -76,4 +76,7 @@ def show(session: Session, run_id: str, prompt_id: str) -> None:
     """Show one prompt, the belief about it and its history."""
     request = GetPromptRequest(run_id=run_id, prompt_id=prompt_id)
     response = session.connection.call(session.connection.stub.GetPrompt, request)
-    session.show(as_json(response), lambda: prompt_view(response))
+    session.show(
+        as_json(response),
+        lambda: prompt_view(response, run_config(session, run_id), session.out.width),
+    )

@@ -13,12 +13,14 @@ from rich.text import Text
 from curriculum_api import limits
 from curriculum_api.status import AWAY
 from curriculum_api.v1.operator_service_pb2 import CompareBoundaryRequest, GetStatsRequest
+from curriculum_api.v1.run_pb2 import RunConfig
 from curriculum_api.v1.stats_pb2 import RunStats, StepRange
-from curriculum_operator.boundary import verdict
+from curriculum_operator.boundary import boundary_notes, verdict
 from curriculum_operator.messages import as_json
+from curriculum_operator.notes import stats_notes
 from curriculum_operator.render.boundary_view import boundary_view
 from curriculum_operator.render.stats_view import stats_view
-from curriculum_operator.session import Session, with_session
+from curriculum_operator.session import Session, run_config, with_session
 
 
 @click.command()
@@ -35,13 +37,14 @@ def stats(session: Session, run_id: str, every_s: float | None) -> None:
     """Show how difficulty is distributed and moves."""
     if every_s is not None and session.as_json:
         raise click.UsageError("--watch does not go with --json, which prints one document.")
-    newest = _stats(session, run_id)
-    view = stats_view(run_id, newest, session.out.width)
+    config, newest = run_config(session, run_id), _stats(session, run_id)
+    view = stats_view(run_id, newest, config, session.out.width)
     if every_s is None:
-        session.show(as_json(newest), lambda: view)
+        notes = [note.as_json() for note in stats_notes(newest, config)]
+        session.show(as_json(newest) | {"notes": notes}, lambda: view)
         return
     try:
-        _watch(session, view, lambda: _look(session, run_id), every_s)
+        _watch(session, view, lambda: _look(session, run_id, config), every_s)
     except KeyboardInterrupt:
         session.out.print()
 
@@ -67,9 +70,9 @@ def _watch(
             live.update(view if fresh else Group(view, away), refresh=True)
 
 
-def _look(session: Session, run_id: str) -> RenderableType | None:
+def _look(session: Session, run_id: str, config: RunConfig) -> RenderableType | None:
     try:
-        return stats_view(run_id, _stats(session, run_id), session.out.width)
+        return stats_view(run_id, _stats(session, run_id), config, session.out.width)
     except AWAY:
         return None
 
@@ -117,11 +120,17 @@ def boundary(
 
     When pass@1 rises and pass@k at a large k falls, the policy only sharpens what it could do
     already; when pass@k at a large k rises, its boundary expands.
+
+    Counts are kept by window, and a window that overlaps a range counts as a whole. Old windows are
+    merged, ever more steps into one: what is compared may be wider than what was asked for, and is
+    shown. Two ranges within one window cannot be compared. Step 0 stays a window by itself, and so
+    do the newest eight windows.
     """
     request = CompareBoundaryRequest(run_id=run_id, before=before, after=after, ks=ks)
     response = session.connection.call(session.connection.stub.CompareBoundary, request)
-    said = verdict(response.points)
+    said, notes = verdict(response.points), boundary_notes(response, before, after)
+    document = {"verdict": said.word, "explanation": said.explanation}
     session.show(
-        as_json(response) | {"verdict": said.word, "explanation": said.explanation},
-        lambda: boundary_view(response.points, before, after, said),
+        as_json(response) | document | {"notes": [note.as_json() for note in notes]},
+        lambda: boundary_view(response, before, after, said, notes),
     )

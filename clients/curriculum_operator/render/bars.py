@@ -81,8 +81,9 @@ def interval_bar(low: float, mean: float, high: float, width: int) -> Text:
     return text
 
 
-def histogram(counts: Sequence[int], visited: Sequence[int]) -> list[Text]:
-    """Rows from the top; each bin is two cells wide, its visited part solid, the rest shaded."""
+def histogram(counts: Sequence[int], visited: Sequence[int], bin_width: int = 3) -> list[Text]:
+    """Rows from the top; a bin's visited part is solid, the rest shaded, its last cell a gap."""
+    bar, gap = max(1, bin_width - 1), " " if bin_width > 1 else ""
     peak = max(counts, default=0) or 1
     rows = []
     for row in reversed(range(_HISTOGRAM_ROWS)):
@@ -93,10 +94,10 @@ def histogram(counts: Sequence[int], visited: Sequence[int]) -> list[Text]:
             if solid > 0:
                 # A cell holds one glyph; where the shade fills the rest, it is the background.
                 shade = f" on {UNVISITED_STYLE}" if solid < height == 8 else ""
-                text.append(_EIGHTHS[solid] * 2, f"{VISITED_STYLE}{shade}")
+                text.append(_EIGHTHS[solid] * bar, f"{VISITED_STYLE}{shade}")
             else:
-                text.append("░░" if height > 0 else "  ", UNVISITED_STYLE)
-            text.append(" ")
+                text.append(("░" if height > 0 else " ") * bar, UNVISITED_STYLE)
+            text.append(gap)
         rows.append(text)
     return rows
 

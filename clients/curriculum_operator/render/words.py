@@ -24,7 +24,7 @@ def percent(value: float | None) -> str:
     """A share in [0, 1]; what is not quite none or all does not look so."""
     if value is None:
         return NOTHING
-    if 0 < value < 0.005:
+    if 0 < value <= 0.005:
         return "<1%"
     if 0.995 <= value < 1:
         return ">99%"

@@ -470,16 +470,36 @@ class CompareBoundaryResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     POINTS_FIELD_NUMBER: builtins.int
+    BEFORE_FIELD_NUMBER: builtins.int
+    AFTER_FIELD_NUMBER: builtins.int
+    POLICY_STEP_FIELD_NUMBER: builtins.int
+    policy_step: builtins.int
+    """The run's newest policy step; a range that ends behind it is not over."""
     @property
     def points(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[curriculum_api.v1.stats_pb2.BoundaryPoint]:
         """One point for each k, in the order requested."""
+
+    @property
+    def before(self) -> curriculum_api.v1.stats_pb2.StepRange:
+        """The steps that were compared as the earlier range: those of the windows that it overlaps, so far
+        as the run has come. Absent when it overlaps none.
+        """
+
+    @property
+    def after(self) -> curriculum_api.v1.stats_pb2.StepRange:
+        """The same of the later range."""
 
     def __init__(
         self,
         *,
         points: collections.abc.Iterable[curriculum_api.v1.stats_pb2.BoundaryPoint] | None = ...,
+        before: curriculum_api.v1.stats_pb2.StepRange | None = ...,
+        after: curriculum_api.v1.stats_pb2.StepRange | None = ...,
+        policy_step: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["points", b"points"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_policy_step", b"_policy_step", "after", b"after", "before", b"before", "policy_step", b"policy_step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_policy_step", b"_policy_step", "after", b"after", "before", b"before", "points", b"points", "policy_step", b"policy_step"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_policy_step", b"_policy_step"]) -> typing.Literal["policy_step"] | None: ...
 
 global___CompareBoundaryResponse = CompareBoundaryResponse
 

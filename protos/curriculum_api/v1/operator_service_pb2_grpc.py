@@ -172,7 +172,9 @@ class OperatorServiceServicer(object):
 
     def CompareBoundary(self, request, context):
         """CompareBoundary compares pass@k between two ranges of policy steps, on the prompts that were
-        attempted in both. A window that overlaps a range counts as a whole.
+        attempted in both. A window that overlaps a range counts as a whole, and old windows are merged:
+        the older the steps, the wider what is compared, which the response tells. Ranges that share a
+        window are refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

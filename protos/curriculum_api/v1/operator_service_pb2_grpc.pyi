@@ -82,7 +82,9 @@ class OperatorServiceStub:
         curriculum_api.v1.operator_service_pb2.CompareBoundaryResponse,
     ]
     """CompareBoundary compares pass@k between two ranges of policy steps, on the prompts that were
-    attempted in both. A window that overlaps a range counts as a whole.
+    attempted in both. A window that overlaps a range counts as a whole, and old windows are merged:
+    the older the steps, the wider what is compared, which the response tells. Ranges that share a
+    window are refused.
     """
 
     ExportRun: grpc.UnaryUnaryMultiCallable[
@@ -174,7 +176,9 @@ class OperatorServiceAsyncStub:
         curriculum_api.v1.operator_service_pb2.CompareBoundaryResponse,
     ]
     """CompareBoundary compares pass@k between two ranges of policy steps, on the prompts that were
-    attempted in both. A window that overlaps a range counts as a whole.
+    attempted in both. A window that overlaps a range counts as a whole, and old windows are merged:
+    the older the steps, the wider what is compared, which the response tells. Ranges that share a
+    window are refused.
     """
 
     ExportRun: grpc.aio.UnaryUnaryMultiCallable[
@@ -286,7 +290,9 @@ class OperatorServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[curriculum_api.v1.operator_service_pb2.CompareBoundaryResponse, collections.abc.Awaitable[curriculum_api.v1.operator_service_pb2.CompareBoundaryResponse]]:
         """CompareBoundary compares pass@k between two ranges of policy steps, on the prompts that were
-        attempted in both. A window that overlaps a range counts as a whole.
+        attempted in both. A window that overlaps a range counts as a whole, and old windows are merged:
+        the older the steps, the wider what is compared, which the response tells. Ranges that share a
+        window are refused.
         """
 
     @abc.abstractmethod

@@ -104,6 +104,7 @@ class WindowStats(google.protobuf.message.Message):
     GROUP_COUNT_FIELD_NUMBER: builtins.int
     MIXED_GROUP_COUNT_FIELD_NUMBER: builtins.int
     VISITED_PROMPT_COUNT_FIELD_NUMBER: builtins.int
+    MEAN_OBJECTIVE_FIELD_NUMBER: builtins.int
     first_policy_step: builtins.int
     """First policy step."""
     last_policy_step: builtins.int
@@ -118,6 +119,8 @@ class WindowStats(google.protobuf.message.Message):
     """Completed groups with a pass and a fail; with an objective, those whose attempts differ in it."""
     visited_prompt_count: builtins.int
     """Prompts attempted at least once."""
+    mean_objective: builtins.float
+    """Mean objective of the attempts, in [0, 1]; absent without attempts and in a run without one."""
     def __init__(
         self,
         *,
@@ -128,8 +131,11 @@ class WindowStats(google.protobuf.message.Message):
         group_count: builtins.int = ...,
         mixed_group_count: builtins.int = ...,
         visited_prompt_count: builtins.int = ...,
+        mean_objective: builtins.float | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempt_count", b"attempt_count", "first_policy_step", b"first_policy_step", "group_count", b"group_count", "last_policy_step", b"last_policy_step", "mixed_group_count", b"mixed_group_count", "pass_count", b"pass_count", "visited_prompt_count", b"visited_prompt_count"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_mean_objective", b"_mean_objective", "mean_objective", b"mean_objective"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_mean_objective", b"_mean_objective", "attempt_count", b"attempt_count", "first_policy_step", b"first_policy_step", "group_count", b"group_count", "last_policy_step", b"last_policy_step", "mean_objective", b"mean_objective", "mixed_group_count", b"mixed_group_count", "pass_count", b"pass_count", "visited_prompt_count", b"visited_prompt_count"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_mean_objective", b"_mean_objective"]) -> typing.Literal["mean_objective"] | None: ...
 
 global___WindowStats = WindowStats
 
@@ -153,6 +159,7 @@ class RunStats(google.protobuf.message.Message):
     GROUP_COUNT_FIELD_NUMBER: builtins.int
     MIXED_GROUP_COUNT_FIELD_NUMBER: builtins.int
     LIKELY_MIXED_PROMPT_COUNT_FIELD_NUMBER: builtins.int
+    MEAN_OBJECTIVE_FIELD_NUMBER: builtins.int
     prompt_count: builtins.int
     """Prompts in the pool."""
     leased_prompt_count: builtins.int
@@ -171,6 +178,8 @@ class RunStats(google.protobuf.message.Message):
     """Completed groups with a pass and a fail, over the whole run; with an objective, as above."""
     likely_mixed_prompt_count: builtins.int
     """Prompts of which a group is likelier mixed than not, as believed now: what is left to train on."""
+    mean_objective: builtins.float
+    """Mean objective of all attempts, in [0, 1]; absent without attempts and in a run without one."""
     @property
     def bands(self) -> global___BandCounts:
         """The same, by band."""
@@ -208,9 +217,11 @@ class RunStats(google.protobuf.message.Message):
         group_count: builtins.int = ...,
         mixed_group_count: builtins.int = ...,
         likely_mixed_prompt_count: builtins.int = ...,
+        mean_objective: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["bands", b"bands"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt_count", b"attempt_count", "bands", b"bands", "domains", b"domains", "group_count", b"group_count", "leased_prompt_count", b"leased_prompt_count", "likely_mixed_prompt_count", b"likely_mixed_prompt_count", "mixed_group_count", b"mixed_group_count", "pass_count", b"pass_count", "pass_rate_histogram", b"pass_rate_histogram", "policy_step", b"policy_step", "prompt_count", b"prompt_count", "timeline", b"timeline", "visited_pass_rate_histogram", b"visited_pass_rate_histogram", "windows", b"windows"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_mean_objective", b"_mean_objective", "bands", b"bands", "mean_objective", b"mean_objective"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_mean_objective", b"_mean_objective", "attempt_count", b"attempt_count", "bands", b"bands", "domains", b"domains", "group_count", b"group_count", "leased_prompt_count", b"leased_prompt_count", "likely_mixed_prompt_count", b"likely_mixed_prompt_count", "mean_objective", b"mean_objective", "mixed_group_count", b"mixed_group_count", "pass_count", b"pass_count", "pass_rate_histogram", b"pass_rate_histogram", "policy_step", b"policy_step", "prompt_count", b"prompt_count", "timeline", b"timeline", "visited_pass_rate_histogram", b"visited_pass_rate_histogram", "windows", b"windows"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_mean_objective", b"_mean_objective"]) -> typing.Literal["mean_objective"] | None: ...
 
 global___RunStats = RunStats
 

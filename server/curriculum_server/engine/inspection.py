@@ -23,6 +23,7 @@ from curriculum_server.engine.run import Run
 from curriculum_server.store.columns import (
     ATTEMPTS,
     FIXED_POINT_SCALE,
+    OBJECTIVE,
     PASSES,
     REWARD_EXCESS,
     TOKENS,
@@ -85,6 +86,15 @@ class BoundaryPoint:
     prompt_count: int
     before: float
     after: float
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The points, and from which step to which was compared: whole windows, None without any."""
+
+    points: list[BoundaryPoint]
+    before: tuple[int, int] | None
+    after: tuple[int, int] | None
 
 
 async def believe(run: Run) -> Beliefs:
@@ -163,6 +173,17 @@ def find_prompt(mirror: Mirror, prompt_id: str) -> int:
     return index
 
 
+def mean_objective(mirror: Mirror, windows: Sequence[Window]) -> float | None:
+    """Over the attempts of these windows, in [0, 1]; None without any, or without an objective."""
+    attempts, objective = (
+        sum(int(mirror.column(w.window, name).sum()) for w in windows)
+        for name in (ATTEMPTS, OBJECTIVE)
+    )
+    if not mirror.config.objective or not attempts:
+        return None
+    return objective / FIXED_POINT_SCALE / attempts
+
+
 def so_far(mirror: Mirror, window: Window) -> Window:
     """The window as far as the run has come in it."""
     last_step = min(window.last_step, max(window.first_step, mirror.policy_step))
@@ -189,13 +210,15 @@ def history(mirror: Mirror, index: int) -> list[HistoryPoint]:
 
 def compare_boundary(
     mirror: Mirror, before: tuple[int, int], after: tuple[int, int], ks: Sequence[int]
-) -> list[BoundaryPoint]:
+) -> Boundary:
     """pass@k in two ranges of steps; windows count where they overlap a range.
 
     Raises:
-        InvalidRequestError: a range that ends before it begins.
+        InvalidRequestError: a range that ends before it begins, or ranges that share a window.
     """
-    sums = [_range_counts(mirror, "before", before), _range_counts(mirror, "after", after)]
+    ranges = [_overlapped(mirror, "before", before), _overlapped(mirror, "after", after)]
+    _check_apart(mirror, before, after, [w for w in ranges[0] if w in ranges[1]])
+    sums = [_counts(mirror, windows) for windows in ranges]
     attempts_before, attempts_after = (attempts for attempts, _ in sums)
     points = []
     for k in ks:
@@ -206,18 +229,47 @@ def compare_boundary(
             for attempts, passes in sums
         ]
         points.append(BoundaryPoint(k, count, *rates))
-    return points
+    return Boundary(points, *(_covered(mirror, windows) for windows in ranges))
 
 
-def _range_counts(mirror: Mirror, name: str, ends: tuple[int, int]) -> tuple[Counts, Counts]:
+def _overlapped(mirror: Mirror, name: str, ends: tuple[int, int]) -> list[Window]:
     first, last = ends
     if last < first:
         raise InvalidRequestError(
             f"{name}.last_policy_step={last}: must be at least first_policy_step={first}"
         )
-    windows = [w.window for w in mirror.windows if w.first_step <= last and w.last_step >= first]
+    return [w for w in mirror.windows if w.first_step <= last and w.last_step >= first]
+
+
+def _check_apart(
+    mirror: Mirror, before: tuple[int, int], after: tuple[int, int], shared: Sequence[Window]
+) -> None:
+    if not shared:
+        return
+    widest = max(shared, key=lambda window: window.last_step - window.first_step)
+    named = [
+        "–".join(map(str, dict.fromkeys(ends)))
+        for ends in (before, after, _covered(mirror, [widest]) or ())
+    ]
+    raise InvalidRequestError(
+        f"before={named[0]}, after={named[1]}: must not share a window, and both have that of "
+        f"steps {named[2]}; a window counts as a whole, and old ones are merged"
+    )
+
+
+def _covered(mirror: Mirror, windows: Sequence[Window]) -> tuple[int, int] | None:
+    """From the first step of these windows to the last that the run has come to."""
+    if not windows:
+        return None
+    return windows[0].first_step, so_far(mirror, windows[-1]).last_step
+
+
+def _counts(mirror: Mirror, windows: Sequence[Window]) -> tuple[Counts, Counts]:
     attempts, passes = (
-        sum((mirror.column(w, column) for w in windows), np.zeros(len(mirror.catalog), np.int64))
+        sum(
+            (mirror.column(w.window, column) for w in windows),
+            np.zeros(len(mirror.catalog), np.int64),
+        )
         for column in (ATTEMPTS, PASSES)
     )
     return attempts, passes

@@ -186,11 +186,20 @@ def _too_many(batch: OpenBatch, deltas: Deltas) -> StateError:
         closed, reported = divmod(before, batches.CLOSED)
         if closed or (reported >> 16) + came > allotted:
             break
-    # Mostly a training that was started anew under a name that was used.
-    why = "; the slot is closed: an earlier report or release did it" if closed else ""
+    why = f"; {_closed_by(batch, reported >> 16 >= allotted)}" if closed else ""
     return StateError(
         f"outcomes.slots={slot}: must be given at most {allotted} attempts; "
         f"{reported >> 16} are reported and {came} came{why}"
+    )
+
+
+def _closed_by(batch: OpenBatch, is_full: bool) -> str:
+    """Names the likely cause too: two trainings whose requests have the same names are given the
+    same batches."""
+    before = "reported in full" if is_full else "released"
+    return (
+        f"the slot is closed: it was {before} before, in batch {batch.record.batch_id!r}: a new "
+        "training on this run needs another consumer name, a resumed one load_state_dict"
     )
 
 

@@ -117,18 +117,8 @@ class OperatorService:
         before, after = _steps(request.before), _steps(request.after)
         async with run.lock:
             await run.sync()
-            points = inspection.compare_boundary(run.mirror, before, after, ks)
-        return pb.CompareBoundaryResponse(
-            points=[
-                stats_pb2.BoundaryPoint(
-                    k=p.k,
-                    prompt_count=p.prompt_count,
-                    before_pass_at_k=p.before,
-                    after_pass_at_k=p.after,
-                )
-                for p in points
-            ]
-        )
+            compared = inspection.compare_boundary(run.mirror, before, after, ks)
+            return convert.boundary_message(compared, run.mirror.policy_step)
 
     async def ExportRun(self, request: pb.ExportRunRequest) -> pb.ExportRunResponse:
         run_id = validate.run_id(request.run_id)
