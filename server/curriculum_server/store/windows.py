@@ -22,8 +22,8 @@ OPEN_WINDOWS = 8
 """The newest windows take counts; older ones change no more."""
 _RESOLUTION = 2
 """In simulated runs of 800 steps the squared error of beliefs was .0056 with 2, and .0053 with 4,
-which has twice the blocks. It was .0113 with the powers of two that make up m: now and then those are
-one block of all that is older than 8 windows."""
+which has twice the blocks. It was .0113 with the powers of two that make up m: now and then those
+are one block of all that is older than 8 windows."""
 
 
 @dataclass(frozen=True)
