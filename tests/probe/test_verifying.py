@@ -1,81 +1,12 @@
-"""What is a pass, a fail, or neither."""
+"""What the verifiers' verdicts become. What they are is tested in tests/probe/verifiers."""
 
 from __future__ import annotations
 
-import json
 import sys
 
-import pytest
 import reasoning_gym
 
-from curriculum_probe import main as launcher
-from curriculum_probe.verifiers import UnverifiableError, scorer_for
-
-
-@pytest.mark.parametrize(
-    ("payload", "right", "wrong"),
-    [
-        ({"answer": "yes"}, ["yes", " yes\n"], ["Yes", "yes.", "", "no"]),
-        ({"answer": 42}, ["42"], ["42.0", "the answer is 42"]),
-        ({"verifier": "exact", "answer": " a b "}, ["a b"], ["ab"]),
-        (
-            {"verifier": "numeric", "answer": 1234},
-            ["1234", "so it is 1,234.", "12 + 1222 = 1234", "1.234e3", "x = +1234.0000"],
-            ["1234 or 5", "-1234", "1235", "1.234", "no number", "", "9e999999999999999999"],
-        ),
-        (
-            {"verifier": "numeric", "answer": "-0.5"},
-            ["-0.5", "-.5", "\N{MINUS SIGN}0.50"],
-            ["0.5", "1-0.5", "-0.5001"],
-        ),
-        ({"verifier": "numeric", "answer": "6 * 7 = 42 #### 42"}, ["#### 42"], ["41"]),
-        ({"verifier": "numeric", "answer": 10**40}, [str(10**40)], [str(10**40 + 1)]),
-        ({"verifier": "numeric", "answer": 1e-9}, ["0.000000001"], ["0", "2e-9"]),
-        ({"verifier": "numeric", "answer": 3, "tolerance": 0.5}, ["3.5", "2.5"], ["3.6"]),
-    ],
-)
-def test_completions_are_scored(payload, right, wrong) -> None:
-    score = scorer_for(json.dumps(payload))
-    assert [score(completion) for completion in right] == [1.0] * len(right)
-    assert [score(completion) for completion in wrong] == [0.0] * len(wrong)
-
-
-@pytest.mark.parametrize(
-    ("payload", "message"),
-    [
-        ({}, "the payload has neither a verifier nor an answer"),
-        ({"verifier": "psychic", "answer": 1}, "'psychic': must be one of exact, numeric, reas"),
-        ({"verifier": ["exact"], "answer": 1}, "must be one of"),
-        ({"answer": None}, "answer must be text or a number"),
-        ({"answer": True}, "answer must be text or a number"),
-        ({"verifier": "numeric", "answer": "many"}, "answer must hold a number"),
-        ({"verifier": "numeric", "answer": [1]}, "answer must hold a number"),
-        ({"verifier": "numeric", "answer": 1, "tolerance": -1}, "tolerance must be"),
-        ({"verifier": "reasoning_gym", "task": "chain_sum"}, "must have a task, an entry"),
-        ({"verifier": "reasoning_gym", "task": "alchemy", "entry": {}}, "'alchemy' not registered"),
-        (
-            {"verifier": "reasoning_gym", "task": "chain_sum", "entry": {}, "config": {"x": 1}},
-            "unexpected keyword",
-        ),
-    ],
-)
-def test_a_payload_that_cannot_be_used_says_so(payload, message) -> None:
-    with pytest.raises(UnverifiableError, match=message):
-        scorer_for(json.dumps(payload) if payload else "")
-
-
-# The library that brings the boards of arc_agi leaves files open.
-@pytest.mark.filterwarnings(
-    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
-@pytest.mark.parametrize("task", ["chain_sum", "arc_agi", "rearc", "kakurasu", "spell_backward"])
-def test_a_reasoning_gym_entry_from_json_scores_as_the_original(task) -> None:
-    dataset = reasoning_gym.create_dataset(task, size=2, seed=1)
-    entry, other = dataset[0], dataset[1]
-    score = scorer_for(json.dumps({"verifier": "reasoning_gym", "task": task, "entry": entry}))
-    assert score(entry["answer"]) == 1.0
-    assert score(f"I think <answer>{entry['answer']}</answer>.") == 1.0
-    assert score(other["answer"]) == dataset.score_answer(other["answer"], entry) < 1.0
+from curriculum_probe import worker
 
 
 def test_unverifiable_prompts_are_skipped_and_given_back(probe, pool, endpoint, caplog) -> None:
@@ -120,11 +51,53 @@ def test_partial_scores_pass_by_the_runs_threshold(probe, pool_of, endpoint) -> 
     assert 0 < window.mean_reward < 1
 
 
-def test_a_missing_extra_is_named(command, pool, monkeypatch) -> None:
+def test_a_missing_library_is_named(probe, pool, endpoint, monkeypatch, caplog) -> None:
     pool.add("p", {"verifier": "reasoning_gym", "task": "chain_sum", "entry": {}})
-    monkeypatch.delitem(sys.modules, "curriculum_probe.verifiers.reasoning_gym", raising=False)
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    monkeypatch.setattr(sys, "argv", ["curriculum-probe", *command()])
-    with pytest.raises(SystemExit, match="needs reasoning_gym: pip install"):
-        launcher.main()
+    assert probe() == 0
+    assert "needs reasoning_gym: pip install 'edge-curriculum[probe]'" in caplog.text
+    assert (endpoint.requests, pool.leased()) == ([], set())
+
+
+def test_a_prompt_whose_verifier_always_fails_is_not_sampled_again(
+    probe, pool, endpoint, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(worker, "FIRST_PAUSE_S", 0.01)
+    entry = reasoning_gym.create_dataset("prime_factorization", size=1, seed=0)[0]
+    pool.add("p", {"verifier": "reasoning_gym", "task": "prime_factorization", "entry": entry})
+    endpoint.answer = lambda _prompt: "what?"
+    assert probe(rounds=4) == 0
+    assert len(endpoint.requests) == 1
+    assert pool.attempts() == {"p": 0}
     assert pool.leased() == set()
+    assert "attempts=0 passes=0 skipped=0 verifier_errors=8" in caplog.text
+    assert caplog.text.count("verifier failed first=p because=ValueError") == 1
+    assert caplog.text.count("pausing") == 2  # of the three rounds that follow
+
+
+def test_prompts_that_cannot_be_verified_do_not_keep_the_others_away(
+    probe, pool, endpoint, monkeypatch, caplog
+) -> None:
+    """They stay the least certain, so that they are leased first for ever."""
+    monkeypatch.setattr(worker, "FIRST_PAUSE_S", 0.01)
+    texts = pool.add_rates(1.0, 1.0, 1.0)
+    assert probe(attempts=64, rounds=2) == 0
+    for number in range(6):
+        pool.add(f"1.0 unverifiable {number}", {})
+    endpoint.requests.clear()
+    assert probe(prompts=2, rounds=12) == 0
+    assert {request["prompt"] for request in endpoint.requests} == set(texts)
+    assert pool.leased() == set()
+    assert 1 <= caplog.text.count("pausing") <= 4
+
+
+def test_a_lease_of_nothing_that_can_be_verified_is_followed_by_growing_pauses(
+    probe, pool, endpoint, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(worker, "FIRST_PAUSE_S", 0.01)
+    pool.add("1.0", {})
+    assert probe(rounds=4) == 0
+    assert endpoint.requests == []
+    assert pool.leased() == set()
+    pauses = [r.getMessage() for r in caplog.records if "pausing" in r.message]
+    assert pauses == [f"pausing pause_s={pause_s}" for pause_s in (0.01, 0.02, 0.04)]

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import threading
 from concurrent import futures
 from pathlib import Path
@@ -24,7 +20,7 @@ from curriculum_api.v1.probe_service_pb2_grpc import (
     ProbeServiceServicer,
     add_ProbeServiceServicer_to_server,
 )
-from curriculum_probe import cli, worker
+from curriculum_probe import cli, rounds, worker
 
 TLS = Path(__file__).parents[1] / "server" / "tls"
 CERT, KEY = str(TLS / "cert.pem"), str(TLS / "key.pem")
@@ -104,33 +100,6 @@ def test_leases_are_kept_while_the_engine_works(probe, pool_of, endpoint, wait_u
     assert pool.attempts() == {text: 8}
 
 
-def test_sigterm_lets_the_chunk_in_hand_finish(command, pool, endpoint) -> None:
-    texts = pool.add_rates(*[0.5] * 6)
-    started = threading.Event()
-
-    def stop_in_the_second_chunk(number):
-        assert started.wait(10)
-        if number == 3:
-            process.send_signal(signal.SIGTERM)
-
-    endpoint.on_request = stop_in_the_second_chunk
-    code = "import sys; from curriculum_probe.main import main; sys.exit(main())"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *command(rounds=None, concurrency=2)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    started.set()
-    _, log = process.communicate(timeout=30)
-
-    assert process.returncode == 0, log
-    assert "prompts=4 attempts=32" in log
-    assert sorted(pool.attempts().values()) == [0, 0, 8, 8, 8, 8]
-    assert sum(pool.passes().values()) == sum(endpoint.right[text] for text in texts)
-    assert pool.leased() == set()
-
-
 def test_a_dry_pool_is_waited_for_with_growing_pauses(
     probe, pool, stubs, monkeypatch, caplog
 ) -> None:
@@ -167,6 +136,30 @@ def test_attempts_from_before_a_rollback_are_dropped(probe, pool, stubs, endpoin
     assert caplog.text.count("report refused: timeline=") == 1
 
 
+def test_a_rollback_that_drops_many_rounds_is_one_refusal(
+    probe, pool, stubs, endpoint, caplog
+) -> None:
+    texts = pool.add_rates(*[0.5] * 6)
+    checkpoint = run_pb2.Checkpoint(name="start")
+    stubs.trainer.Checkpoint(
+        trainer_pb.CheckpointRequest(run_id=pool.run_id, checkpoint=checkpoint)
+    )
+    all_asked = threading.Barrier(len(texts))
+
+    def roll_back_under_all(number):
+        if number <= len(texts) and all_asked.wait(30) == 0:
+            roll_back(stubs, pool.run_id, number)
+            rolled_back.set()
+        assert rolled_back.wait(30)
+
+    rolled_back = threading.Event()
+    endpoint.on_request = roll_back_under_all
+    assert probe(prompts=1, rounds=12, policy_step=1) == 0
+    assert caplog.text.count("report refused: timeline=") == 6
+    assert sum(pool.attempts().values()) == 6 * 8
+    assert pool.leased() == set()
+
+
 def test_reports_that_are_always_refused_end_the_worker(
     probe, pool, stubs, endpoint, error_line, monkeypatch
 ) -> None:
@@ -179,7 +172,7 @@ def test_reports_that_are_always_refused_end_the_worker(
     endpoint.on_request = lambda number: roll_back(stubs, pool.run_id, number)
     assert probe(rounds=None, policy_step=1) == 1
     assert error_line().startswith("error: timeline=")
-    assert len(endpoint.requests) == worker.MAX_REFUSED_ROUNDS
+    assert len(endpoint.requests) == rounds.MAX_REFUSED_REPORTS
 
 
 class FlakyServer(ProbeServiceServicer, OperatorServiceServicer):

@@ -1,21 +1,24 @@
-"""Any server that speaks OpenAI's `/v1/completions`: vLLM, SGLang, TGI and others."""
+"""Any server that speaks OpenAI's `/v1/completions`: vLLM, SGLang, TGI and others.
+
+With `chat` it is asked at `/v1/chat/completions`. This engine cannot change its weights; whoever
+owns it does.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
 import json
-import logging
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 from curriculum_api.errors import InvalidRequestError
-from curriculum_probe.engines import Completion, EngineConfig, EngineError
+from curriculum_probe.engines import Completion, EngineConfig, EngineError, RefusedError
 from curriculum_probe.patience import Patience
+from curriculum_probe.threads import in_thread
 
 REQUEST_TIMEOUT_S = 600.0
 """A full group of long completions on a busy server takes minutes."""
@@ -25,19 +28,15 @@ _UNREACHABLE = (OSError, http.client.HTTPException)
 _MAX_ERROR_BYTES = 65_536
 _MAX_SHOWN = 300
 
-logger = logging.getLogger(__name__)
-
 
 class _AwayError(EngineError):
     """The endpoint is unreachable or busy; the same request may be repeated."""
 
 
-class _RefusedError(EngineError):
-    """The endpoint refuses this request."""
-
-
 class OpenAIEngine:
-    """Samples at one endpoint, a bounded number of requests at a time."""
+    """Samples at one endpoint, which takes as many requests at once as it is given."""
+
+    loads_weights = False
 
     def __init__(self, config: EngineConfig, patience: Patience) -> None:
         parts = urlsplit(config.endpoint)
@@ -47,53 +46,60 @@ class OpenAIEngine:
             )
         self._config = config
         self._patience = patience
-        self._url = config.endpoint.rstrip("/") + "/completions"
+        path = "/chat/completions" if config.chat else "/completions"
+        self._url = config.endpoint.rstrip("/") + path
         self._headers = {"Content-Type": "application/json"}
         if config.api_key:
             self._headers["Authorization"] = f"Bearer {config.api_key}"
-        self._has_answered = False
 
-    def generate(
-        self, prompts: Sequence[str], attempt_counts: Sequence[int]
-    ) -> list[list[Completion]]:
-        with ThreadPoolExecutor(self._config.concurrency) as pool:
-            answers = list(pool.map(self._sample, prompts, attempt_counts))
-        refusals = [answer for answer in answers if isinstance(answer, _RefusedError)]
-        self._has_answered |= len(refusals) < len(answers)
-        if refusals and not self._has_answered:
-            raise refusals[0]  # not the prompts' fault, it seems
-        if refusals:
-            logger.warning("prompts refused count=%d because=%s", len(refusals), refusals[0])
-        return [[] if isinstance(answer, _RefusedError) else answer for answer in answers]
+    @property
+    def slots(self) -> int:
+        return self._config.concurrency
 
-    def _sample(self, prompt: str, attempt_count: int) -> list[Completion] | _RefusedError:
+    async def sample(self, prompt: str, attempt_count: int) -> list[Completion]:
         completions: list[Completion] = []
-        try:
-            # More than once, because some servers bound n or give one choice whatever it is.
-            while len(completions) < attempt_count:
-                completions += self._ask(prompt, attempt_count - len(completions))
-        except _RefusedError as refusal:
-            return refusal
-        return completions
+        # More than once, because some servers bound n or give one choice whatever it is.
+        while len(completions) < attempt_count:
+            body = self._body(prompt, attempt_count - len(completions))
+            completions += await in_thread(partial(self._ask, body))
+        return completions[:attempt_count]
 
-    def _ask(self, prompt: str, attempt_count: int) -> list[Completion]:
-        body = {
-            "model": self._config.model,
-            "prompt": prompt,
+    async def load(self, uri: str) -> None:
+        raise EngineError(f"{self._url}: its weights cannot be changed from here")
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+    def _body(self, prompt: str, attempt_count: int) -> dict[str, Any]:
+        config = self._config
+        asked = {"messages": [{"role": "user", "content": prompt}]} if config.chat else {}
+        body: dict[str, Any] = {
+            "model": config.model,
+            **(asked or {"prompt": prompt}),
             "n": attempt_count,
-            "max_tokens": self._config.max_tokens,
-            "temperature": self._config.temperature,
+            "max_tokens": config.max_tokens,
+            "temperature": config.temperature,
         }
+        if config.top_p < 1:
+            body["top_p"] = config.top_p
+        if config.stop:
+            body["stop"] = list(config.stop)
+        return body
+
+    def _ask(self, body: dict[str, Any]) -> list[Completion]:
         content = json.dumps(body).encode()
         answer = self._patience.repeat(lambda: self._post(content), (_AwayError,), "endpoint")
         try:
-            texts = [str(choice["text"]) for choice in answer["choices"]]
+            texts = [self._text(choice) for choice in answer["choices"]]
             total = (answer.get("usage") or {}).get("completion_tokens")
         except (AttributeError, KeyError, TypeError):
             texts = []
         if not texts:
             raise EngineError(f"{self._url}: answered without completions")
-        return [*map(Completion, texts, _shares(total, len(texts)))][:attempt_count]
+        return [*map(Completion, texts, _shares(total, len(texts)))]
+
+    def _text(self, choice: Any) -> str:
+        return str(choice["message"]["content"] or "" if self._config.chat else choice["text"])
 
     def _post(self, content: bytes) -> Any:
         request = urllib.request.Request(self._url, content, self._headers)
@@ -101,7 +107,7 @@ class OpenAIEngine:
             with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S) as response:
                 return json.loads(response.read())
         except urllib.error.HTTPError as error:
-            failure = self._failure(error)
+            failure: Exception = self._failure(error)
         except _UNREACHABLE as error:
             reason = getattr(error, "reason", None) or error
             failure = _AwayError(f"{self._url}: {str(reason) or type(reason).__name__}")
@@ -109,12 +115,12 @@ class OpenAIEngine:
             failure = EngineError(f"{self._url}: answered with something else than JSON")
         raise failure
 
-    def _failure(self, error: urllib.error.HTTPError) -> EngineError:
-        kind = EngineError
+    def _failure(self, error: urllib.error.HTTPError) -> Exception:
+        kind: type[Exception] = EngineError
         if error.code == 429 or error.code >= 500:
             kind = _AwayError
         elif error.code in _REFUSING:
-            kind = _RefusedError
+            kind = RefusedError
         with error, contextlib.suppress(*_UNREACHABLE):
             return kind(f"{self._url}: {error.code}: {_message(error.read(_MAX_ERROR_BYTES))}")
         return kind(f"{self._url}: {error.code}")

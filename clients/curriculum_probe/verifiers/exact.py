@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from curriculum_probe.verifiers import Payload, Scorer, UnverifiableError
+from curriculum_probe.verifiers.base import Payload, Scorer, UnverifiableError
 
 
 def prepare(payload: Payload) -> Scorer:

@@ -10,7 +10,7 @@ import decimal
 import re
 from decimal import Decimal
 
-from curriculum_probe.verifiers import Payload, Scorer, UnverifiableError
+from curriculum_probe.verifiers.base import Payload, Scorer, UnverifiableError
 
 DEFAULT_TOLERANCE = Decimal("1e-6")
 

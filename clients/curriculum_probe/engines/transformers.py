@@ -1,0 +1,237 @@
+"""Hugging Face's models in this process, on a GPU or a CPU."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from curriculum_probe.engines import (
+    CheckpointError,
+    Completion,
+    EngineConfig,
+    EngineError,
+    RefusedError,
+)
+from curriculum_probe.engines.batcher import Batcher
+from curriculum_probe.engines.checkpoints import whole_checkpoint
+from curriculum_probe.patience import Patience
+from curriculum_probe.threads import in_thread
+
+# Its types say less than what is true of them.
+_AutoModel: Any = transformers.AutoModelForCausalLM
+_AutoTokenizer: Any = transformers.AutoTokenizer
+_GenerationConfig: Any = transformers.GenerationConfig
+_DynamicCache: Any = transformers.cache_utils.DynamicCache
+_DynamicLayer: Any = transformers.cache_utils.DynamicLayer
+_logging: Any = transformers.utils.logging
+_logging.disable_progress_bar()
+
+logger = logging.getLogger(__name__)
+
+
+class TransformersEngine:
+    """Generates a batch at a time and has the next one ready, as token ids.
+
+    Options: `device` ("cuda", "cuda:1", "cpu") and `dtype` ("bfloat16"); anything else goes to
+    `from_pretrained`.
+    """
+
+    loads_weights = True
+
+    def __init__(self, config: EngineConfig, _patience: Patience) -> None:
+        self._config = config
+        options = dict(config.options)
+        device = str(options.pop("device", "cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = str(options.pop("dtype", "float32" if device == "cpu" else "bfloat16"))
+        try:
+            self._tokenizer = _AutoTokenizer.from_pretrained(config.model)
+            model = _AutoModel.from_pretrained(config.model, dtype=getattr(torch, dtype), **options)
+            self._model = (model if "device_map" in options else model.to(device)).eval()
+        except (OSError, ValueError, AttributeError, RuntimeError, KeyError) as error:
+            raise EngineError(f"model={config.model!r}: {error}") from error
+        if config.chat and not self._tokenizer.chat_template:
+            raise EngineError(f"model={config.model!r}: has no chat template, and --chat wants one")
+        # The model's own settings, such as a repetition penalty, are not the trainer's.
+        self._end_ids = _ids(self._model.generation_config.eos_token_id)
+        self._end_ids |= _ids(self._tokenizer.eos_token_id)
+        pad_id: int | None = self._tokenizer.pad_token_id
+        self._pad_id = min(self._end_ids, default=0) if pad_id is None else pad_id
+        self._model.generation_config = self._generation_config()
+        self._shares_prompts, self._is_closing = True, False
+        # One thread: a tokenizer that two threads use at once says that it is borrowed.
+        self._tokenizing = ThreadPoolExecutor(1, "tokenizer")
+        self._batcher = Batcher(
+            self._generate,
+            row_count=config.concurrency,
+            new_token_count=config.max_tokens,
+            out_of_memory=torch.OutOfMemoryError,
+            on_halved=self._note_halved,
+        )
+
+    @property
+    def slots(self) -> int:
+        """The batch at hand and the next one."""
+        return 2 * self._config.concurrency
+
+    async def sample(self, prompt: str, attempt_count: int) -> list[Completion]:
+        loop = asyncio.get_running_loop()
+        token_ids = await loop.run_in_executor(self._tokenizing, self._encode, prompt)
+        return await self._batcher.sample(token_ids, attempt_count)
+
+    async def load(self, uri: str) -> None:
+        checkpoint = await in_thread(lambda: whole_checkpoint(uri))
+        weights = await in_thread(lambda: self._read(checkpoint.folder))
+        await self._batcher.between(lambda: self._model.load_state_dict(weights))
+
+    async def close(self) -> None:
+        self._is_closing = True
+        self._tokenizing.shutdown(wait=False, cancel_futures=True)
+        await in_thread(self._batcher.close)
+
+    def _generation_config(self) -> Any:
+        config = self._config
+        sampling: dict[str, Any] = {"do_sample": False}
+        if config.temperature > 0:
+            sampling = {"do_sample": True, "temperature": config.temperature}
+            sampling |= {"top_p": config.top_p, "top_k": 0}
+        return _GenerationConfig(
+            max_new_tokens=config.max_tokens,
+            eos_token_id=sorted(self._end_ids) or None,
+            pad_token_id=self._pad_id,
+            stop_strings=list(config.stop) or None,
+            **sampling,
+        )
+
+    def _encode(self, prompt: str) -> list[int]:
+        if self._config.chat:
+            messages = [{"role": "user", "content": prompt}]
+            prompt = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        # A template brings the special tokens that it wants.
+        encoded = self._tokenizer(prompt, add_special_tokens=not self._config.chat)
+        token_ids: list[int] = encoded["input_ids"]
+        limit = getattr(self._model.config, "max_position_embeddings", None)
+        wanted = len(token_ids) + self._config.max_tokens
+        if not token_ids or (limit is not None and wanted > limit):
+            raise RefusedError(
+                f"a prompt of {len(token_ids)} tokens: must have 1 and leave room for "
+                f"max_tokens={self._config.max_tokens} in {limit}"
+            )
+        return token_ids
+
+    @torch.inference_mode()
+    def _generate(
+        self, prompts: list[list[int]], attempt_counts: list[int]
+    ) -> list[list[Completion]]:
+        width = max(map(len, prompts))
+        padded = [[self._pad_id] * (width - len(prompt)) + prompt for prompt in prompts]
+        masks = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        device = self._model.device
+        input_ids = torch.tensor(padded, device=device)
+        mask = torch.tensor(masks, device=device)
+        rows_of = torch.arange(len(prompts)).repeat_interleave(torch.tensor(attempt_counts))
+        rows_of = rows_of.to(device)
+        rows = self._model.generate(
+            input_ids=input_ids[rows_of],
+            attention_mask=mask[rows_of],
+            stopping_criteria=[self._must_end],
+            **self._read_once(input_ids, mask, rows_of),
+            **({"tokenizer": self._tokenizer} if self._config.stop else {}),
+        )
+        completions = iter(self._completions(rows[:, width:].tolist()))
+        return [[next(completions) for _ in range(count)] for count in attempt_counts]
+
+    def _must_end(self, rows: Any, _scores: Any, **_: Any) -> Any:
+        """For every row whether it ends here, whatever it says: when nobody waits any more."""
+        return torch.full((len(rows),), self._is_closing, device=rows.device)
+
+    def _read_once(self, input_ids: Any, mask: Any, rows_of: Any) -> dict[str, Any]:
+        """Each prompt's keys and values, but for its last token, computed once for all attempts.
+
+        Nothing where a model keeps something else, or cannot take them.
+        """
+        if not self._shares_prompts or input_ids.shape[1] == 1 or len(rows_of) == len(input_ids):
+            return {}
+        try:
+            cache = _DynamicCache(config=self._model.config)
+            self._model.base_model(
+                input_ids=input_ids[:, :-1],
+                attention_mask=mask[:, :-1],
+                position_ids=(mask.cumsum(-1) - 1).clamp(min=0)[:, :-1],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            if all(isinstance(layer, _DynamicLayer) for layer in cache.layers):
+                cache.batch_select_indices(rows_of)
+                return {"past_key_values": cache}
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # the boundary: models differ, and this is only faster
+            logger.warning("prompts read once for each attempt because=%s", error)
+        self._shares_prompts = False
+        return {}
+
+    def _completions(self, rows: list[list[int]]) -> list[Completion]:
+        counts = [self._length(row) for row in rows]
+        written = [row[:count] for row, count in zip(rows, counts, strict=True)]
+        texts = self._tokenizer.batch_decode(written, skip_special_tokens=True)
+        return [
+            Completion(_until(text, self._config.stop), count)
+            for text, count in zip(texts, counts, strict=True)
+        ]
+
+    def _length(self, row: list[int]) -> int:
+        """Tokens up to the end, which counts; the padding after a stop does not."""
+        for place, token in enumerate(row):
+            if token in self._end_ids:
+                return place + 1
+        length = len(row)
+        while self._config.stop and length and row[length - 1] == self._pad_id:
+            length -= 1
+        return length
+
+    def _read(self, folder: Path) -> dict[str, Any]:
+        """A checkpoint's weights as the model names them, in the memory of this machine."""
+        try:
+            read, told = _AutoModel.from_pretrained(
+                folder,
+                config=self._model.config,  # of its own the folder needs none
+                generation_config=self._model.generation_config,
+                dtype=self._model.dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except Exception as error:  # the boundary: whatever a file may hold
+            raise CheckpointError(f"{folder}: {' '.join(str(error).split())}") from error
+        for what, names in told.items():
+            if names and what != "error_msgs":
+                shown = ", ".join(map(str, sorted(names)[:3]))
+                raise CheckpointError(f"{folder}: has {what.replace('_', ' ')}: {shown}")
+        weights: dict[str, Any] = read.state_dict()
+        return weights
+
+    def _note_halved(self, token_count: int) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        logger.warning("batch halved token_budget=%d because=out of memory", token_count)
+
+
+create = TransformersEngine
+
+
+def _ids(given: int | list[int] | None) -> set[int]:
+    return set() if given is None else {given} if isinstance(given, int) else set(given)
+
+
+def _until(text: str, stops: tuple[str, ...]) -> str:
+    """What stands before the first of the stops."""
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return text[: min(places, default=len(text))]
