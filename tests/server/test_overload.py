@@ -40,8 +40,8 @@ def locked(loop_thread):
 
     class Locked:
         def __init__(self, server, run_id):
-            engine = server.app.engine
-            self.lock = engine.served(run_id).run.lock
+            self.served = server.app.engine.served(run_id)
+            self.lock = self.served.run.lock
 
         def __enter__(self):
             loop_thread.call(self.lock.acquire())
@@ -49,7 +49,9 @@ def locked(loop_thread):
 
         @property
         def waits(self):
-            return any(not waiter.done() for waiter in self.lock._waiters or ())
+            """Whether a call does; the server's own following of the run is none."""
+            follows = self.served.refreshing is not None and not self.served.refreshing.done()
+            return sum(not waiter.done() for waiter in self.lock._waiters or ()) > follows
 
         def __exit__(self, *_):
             async def release():
