@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curriculum.belief import Belief
-from curriculum.dynamics import Dynamics, carry, fit_dynamics
+from curriculum.dynamics import Dynamics, bounded, carry, fit_dynamics
 from curriculum.evidence import Evidence
 
 GAP = 5.0
@@ -203,3 +203,10 @@ def test_a_ledger_with_more_blocks_goes_on_with_the_last_trend():
     assert dynamics.extended(2).drift_WD.ravel().tolist() == [0.0, 0.1, 0.2]
     assert dynamics.extended(1).drift_WD.ravel().tolist() == [0.0, 0.1]
     assert dynamics.extended(4).gain == 0.03
+
+
+def test_evidence_alone_leads_no_belief_beyond_two_thousandths():
+    alpha, beta = bounded(np.array([0.01, 0.25, 0.3, 40.0]), np.array([16.25, 0.0, 0.7, 60.0]), 0.25)
+    # 16 attempts' worth beyond the prior's .25; none; .75 and 99.75, already inside.
+    np.testing.assert_allclose(alpha, [0.002 * 16.01, 0.25, 0.3, 40.0])
+    np.testing.assert_allclose(beta, [16.25, 0.0, 0.7, 60.0])
