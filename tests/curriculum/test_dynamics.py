@@ -206,7 +206,9 @@ def test_a_ledger_with_more_blocks_goes_on_with_the_last_trend():
 
 
 def test_evidence_alone_leads_no_belief_beyond_two_thousandths():
-    alpha, beta = bounded(np.array([0.01, 0.25, 0.3, 40.0]), np.array([16.25, 0.0, 0.7, 60.0]), 0.25)
+    alpha, beta = bounded(
+        np.array([0.01, 0.25, 0.3, 40.0]), np.array([16.25, 0.0, 0.7, 60.0]), 0.25
+    )
     # 16 attempts' worth beyond the prior's .25; none; .75 and 99.75, already inside.
     np.testing.assert_allclose(alpha, [0.002 * 16.01, 0.25, 0.3, 40.0])
     np.testing.assert_allclose(beta, [16.25, 0.0, 0.7, 60.0])
