@@ -25,6 +25,7 @@ from curriculum_api.v1.operator_service_pb2_grpc import (
     add_OperatorServiceServicer_to_server,
 )
 from curriculum_operator.cli import cli
+from tests.operator.examples import busy_stats
 
 
 @dataclass
@@ -262,3 +263,11 @@ def write_lines(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def busy_run(curriculum, service) -> str:
+    """A run whose numbers and names strain the layout."""
+    curriculum.ok("runs", "create", "busy")
+    service.runs["busy"].stats.CopyFrom(busy_stats())
+    return "busy"

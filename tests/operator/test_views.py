@@ -11,84 +11,10 @@ from rich.cells import cell_len
 
 from curriculum_api.v1 import stats_pb2
 from curriculum_api.v1.operator_service_pb2 import GetPromptResponse
-from curriculum_operator.boundary import verdict
 from curriculum_operator.render import bars
 from curriculum_operator.render.rebin import rebinned
 from curriculum_operator.render.words import clean, percent, short
-
-
-def point(k: int, before: float, after: float, prompt_count: int = 2500) -> stats_pb2.BoundaryPoint:
-    return stats_pb2.BoundaryPoint(
-        k=k, prompt_count=prompt_count, before_pass_at_k=before, after_pass_at_k=after
-    )
-
-
-def busy_stats() -> stats_pb2.RunStats:
-    """The numbers of a run in full swing, with names and counts that strain the layout."""
-    domains = []
-    sizes = {"math": 12_000, "code": 3_500, "a-very-long-domain-name-indeed": 987_654, "empty": 1}
-    for number, (name, size) in enumerate(sizes.items()):
-        unseen, beyond, mastered = size // (2 + number), size // 8, size // 9
-        domains.append(
-            stats_pb2.DomainStats(
-                domain=name,
-                prompt_count=size,
-                bands=stats_pb2.BandCounts(
-                    unseen_count=unseen,
-                    beyond_count=beyond,
-                    edge_count=size - unseen - beyond - mastered,
-                    mastered_count=mastered,
-                ),
-                mean_pass_rate=0.31 + 0.1 * number,
-                attempt_count=1_234_567 * (number + 1),
-                pass_count=500_000 * (number + 1),
-                prior_mean=0.25,
-                prior_concentration=2.5,
-            )
-        )
-    windows = [
-        stats_pb2.WindowStats(
-            first_policy_step=5 * n,
-            last_policy_step=5 * n + 4,
-            attempt_count=5120,
-            pass_count=1500 + 60 * n,
-            group_count=640 if n not in (3, 4) else 0,
-            mixed_group_count=300 + 8 * n if n not in (3, 4) else 0,
-            visited_prompt_count=600,
-        )
-        for n in range(37)
-    ]
-    total = sum(sizes.values())
-    histogram = [int(2e5 / (1 + (bin_ - 4) ** 2)) + 9000 for bin_ in range(20)]
-    return stats_pb2.RunStats(
-        prompt_count=total,
-        bands=stats_pb2.BandCounts(
-            **{
-                f"{band}_count": sum(getattr(d.bands, f"{band}_count") for d in domains)
-                for band in ("unseen", "beyond", "edge", "mastered")
-            }
-        ),
-        domains=domains,
-        windows=windows,
-        pass_rate_histogram=histogram,
-        visited_pass_rate_histogram=[int(n * (0.1 + 0.03 * i)) for i, n in enumerate(histogram)],
-        leased_prompt_count=256,
-        policy_step=184,
-        likely_mixed_prompt_count=345_678,
-        timeline=1,
-        attempt_count=12_345_670,
-        pass_count=5_000_000,
-        group_count=23_680,
-        mixed_group_count=15_432,
-    )
-
-
-@pytest.fixture
-def busy_run(curriculum, service) -> str:
-    """A run whose numbers and names strain the layout."""
-    curriculum.ok("runs", "create", "busy")
-    service.runs["busy"].stats.CopyFrom(busy_stats())
-    return "busy"
+from tests.operator.examples import point
 
 
 @pytest.fixture
@@ -306,89 +232,6 @@ def test_a_prompt_of_a_run_with_an_objective_shows_no_passes(
     listed = curriculum.ok("prompts", "list", math)
     assert "objective" in listed
     assert "pass" not in listed
-
-
-def test_a_boundary_shows_changes_and_a_verdict(curriculum, service, busy_run):
-    service.points = [point(1, 0.3, 0.5), point(8, 0.6, 0.5, prompt_count=1600)]
-    command = ("boundary", busy_run, "--before", "0:9", "--after", "100:184", "--k", "1,8")
-    shown = curriculum.ok(*command)
-    for said in ("+0.200", "-0.100", "Looks like sharpening", "steps 100–184", "±0.025"):
-        assert said in shown
-    found = curriculum.json(*command)
-    assert found["verdict"] == "sharpened"
-    assert [p["k"] for p in found["points"]] == [1, 8]
-
-
-def test_a_boundary_shows_the_steps_that_were_compared(curriculum, service, busy_run):
-    service.points = [point(1, 0.3, 0.5), point(8, 0.5, 0.5)]
-    service.compared = {
-        "before": stats_pb2.StepRange(first_policy_step=0, last_policy_step=320),
-        "after": stats_pb2.StepRange(first_policy_step=485, last_policy_step=520),
-        "policy_step": 520,
-    }
-    command = ("boundary", busy_run, "--before", "0:50", "--after", "500:599")
-    shown = " ".join(curriculum.ok(*command).split())
-    for said in (
-        "steps 0–320 steps 485–520 change",
-        "--after 500:599 ends behind the run's newest step, 520.",
-        "Compared were steps 0–320 for 0:50, steps 485–520 for 500:599.",
-    ):
-        assert said in shown
-    found = curriculum.json(*command)
-    assert found["before"] == {"first_policy_step": 0, "last_policy_step": 320}
-    assert [note["note"] for note in found["notes"]] == ["not_over", "other_steps"]
-    exact = curriculum.json("boundary", busy_run, "--before", "0:320", "--after", "485:520")
-    assert exact["notes"] == []
-    del service.compared["after"]
-    shown = curriculum.ok("boundary", busy_run, "--before", "0:320", "--after", "600:700")
-    assert "Nothing was counted in steps 600–700." in shown
-
-
-def test_a_change_that_rounds_to_nothing_has_no_sign_and_no_arrow(curriculum, service, busy_run):
-    service.points = [point(1, 0.5, 0.4999), point(8, 0.5, 0.5001)]
-    shown = curriculum.ok("boundary", busy_run, "--before", "0:9", "--after", "100:184")
-    assert shown.count("0.500   0.000") == shown.count("0.000") == 2
-    assert not set("▲▼+-█") & set(shown.split("change")[1].split("\n\n")[0])
-
-
-def test_the_help_of_boundary_says_that_old_windows_are_merged(curriculum):
-    said = " ".join(curriculum.ok("boundary", "--help").split())
-    assert "Old windows are merged" in said
-
-
-@pytest.mark.parametrize(
-    "args",
-    [
-        ["--before", "9:0", "--after", "1:2"],
-        ["--before", "5", "--after", "1:2"],
-        ["--before", "0:1", "--after", "-1:2"],
-        ["--before", "0:1", "--after", "1:2", "--k", "0"],
-        ["--before", "0:1", "--after", "1:2", "--k", "1025"],
-        ["--before", "0:1", "--after", "1:2", "--k", "1,,2"],
-    ],
-)
-def test_a_malformed_range_or_k_is_a_usage_error(curriculum, args):
-    curriculum.error("boundary", "r", *args, code=2)
-
-
-@pytest.mark.parametrize(
-    ("points", "word"),
-    [
-        ([point(1, 0.3, 0.5), point(8, 0.6, 0.5)], "sharpened"),
-        ([point(1, 0.3, 0.5), point(8, 0.6, 0.7)], "expanded"),
-        ([point(1, 0.3, 0.3), point(8, 0.6, 0.7)], "expanded"),
-        ([point(1, 0.3, 0.5), point(8, 0.6, 0.61)], "unclear"),
-        ([point(1, 0.3, 0.31), point(8, 0.6, 0.61)], "unclear"),
-        ([point(1, 0.3, 0.2), point(8, 0.6, 0.5)], "worse"),
-        ([point(1, 0.3, 0.5)], "unclear"),
-        ([point(1, 0.3, 0.5), point(8, 0, 0, prompt_count=0)], "unclear"),
-        # Ten prompts stray by 0.32: far more than what was seen.
-        ([point(1, 0.3, 0.5, 10), point(8, 0.6, 0.4, 10)], "unclear"),
-        ([], "unclear"),
-    ],
-)
-def test_a_verdict_is_given_only_beyond_chance(points, word):
-    assert verdict(points).word == word
 
 
 def test_bars_fill_their_width_and_hide_nothing():

@@ -370,3 +370,23 @@ def test_a_run_that_nobody_uses_is_let_go_and_read_again(
     wait_until(lambda: run.run_id not in server.app.engine._served)
     monkeypatch.undo()
     assert other.seen() == seen
+
+
+def test_cells_that_are_full_are_full_everywhere(no_followers, open_run, start_server):
+    # .8 x 2**32 tokens for each of 8 attempts: the sum that a server keeps beside the cells, which
+    # are full, must not outgrow them.
+    run, servers = open_run(4, selection={"rest_steps": 0}), [start_server()]
+    run.through(servers[0].stubs).stats()
+    for step in range(2):
+        batch = run.next(count=4, step=step)
+        tokens = [int(0.8 * 2**32)] * 32
+        run.report(batch, {p.slot: [1.0] * 8 for p in batch.prompts}, token_counts=tokens)
+        run.through(servers[0].stubs).stats()
+    servers.append(start_server())
+    run.through(servers[1].stubs).stats()
+    follows, reads = (
+        server.app.engine.served(run.run_id).run.mirror.totals["tokens"].tolist()
+        for server in servers
+    )
+    assert follows == reads
+    assert max(reads) >= 2**32 - 1

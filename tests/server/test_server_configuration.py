@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from curriculum_api.errors import InvalidRequestError
@@ -128,3 +132,19 @@ def test_a_password_is_not_repeated_when_a_url_is_refused():
 def test_variables_of_the_clients_are_left_alone():
     environment = {"CURRICULUM_SERVER": "h:1", "CURRICULUM_TOKEN": "t", "OTHER": "x"}
     assert read_config(["--data-dir", "/d"], environment) == ServerConfig(data_dir="/d")
+
+
+def test_matrices_are_multiplied_on_one_thread():
+    # BLAS reads it when numpy is imported, which is too late once the server's modules are there.
+    program = (
+        "import os, sys\n"
+        "import curriculum_server.main as start\n"
+        "start.run = lambda *_, **__: print(os.environ['OPENBLAS_NUM_THREADS'])\n"
+        "assert 'numpy' not in sys.modules\n"
+        "start.main()\n"
+    )
+    inherited = {name: v for name, v in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    command = [sys.executable, "-c", program]
+    for given, used in ((None, "1"), ("3", "3")):
+        environment = inherited | ({} if given is None else {"OPENBLAS_NUM_THREADS": given})
+        assert subprocess.check_output(command, env=environment, text=True).strip() == used

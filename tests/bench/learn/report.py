@@ -23,12 +23,22 @@ Read = Callable[[Outcome], float]
 Trace = Callable[[Outcome], tuple[Floats, Floats]]
 """Rollouts charged, and a value at each of them."""
 
-COMPARED = ("uniform", "dapo")
+COMPARED = ("uniform", "dapo", "mopps_1", "mopps_0.5")
+_EARLY = 1 / 6
+"""Of the budget: what is bought with mixed groups shows before the curves are flat."""
 _EDGES = (0.0, 0.02, 0.1, 0.2, 0.35, 0.65, 0.8, 0.9, 0.98, 1.0)
 _GRID = 41
 _PEER_COLOURS = ("#6b7a8f", "#2e86ab", "#66a182", "#edae49", "#8d6a9f", "#3d405b")
 
+
+def _early(outcome: Outcome) -> float:
+    """pass@1 after a sixth of the rollouts."""
+    at = [point.spent.rollouts for point in outcome.curve]
+    return float(np.interp(_EARLY * at[-1], at, [point.pass_at_1 for point in outcome.curve]))
+
+
 MEASURES: Mapping[str, Read] = {
+    "pass_at_1_early": _early,
     "pass_at_1": lambda outcome: outcome.curve[-1].pass_at_1,
     "pass_at_16": lambda outcome: outcome.curve[-1].pass_at_k,
     "gain_pass_at_1": lambda o: o.curve[-1].pass_at_1 - o.curve[0].pass_at_1,
@@ -120,7 +130,16 @@ def show(results: Results) -> None:
         for against, e in gaps.items():
             known = "one seed, no interval" if alone else f"95% {e.low:+.4f} to {e.high:+.4f}"
             print(f"  edge - {against}, {measure}: {e.mean:+.4f}  {known}")
+    show_progress(results)
     show_frontier(results)
+
+
+def show_progress(results: Results) -> None:
+    """Held-out pass@1 at every measurement."""
+    print("\nHeld-out pass@1 from the start to the end of the budget, in equal parts")
+    for arm, outcomes in results.items():
+        columns = zip(*([point.pass_at_1 for point in o.curve] for o in outcomes), strict=False)
+        print(f"  {arm:12}" + " ".join(f"{np.mean(values):.3f}" for values in columns))
 
 
 def show_frontier(results: Results) -> None:
@@ -164,7 +183,7 @@ def differences(results: Results) -> dict[str, dict[str, Estimate]]:
     if "edge" not in results:
         return {}
     against = [arm for arm in COMPARED if arm in results]
-    measures = ("pass_at_1", "pass_at_16")
+    measures = ("pass_at_1_early", "pass_at_1", "pass_at_16")
     gaps = {
         measure: {arm: difference(results, ("edge", arm), measure) for arm in against}
         for measure in measures
