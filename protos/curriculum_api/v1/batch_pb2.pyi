@@ -43,6 +43,12 @@ class _ReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTyp
     """The pool ran dry and its rest period was waived."""
     REASON_PROBE: _Reason.ValueType  # 7
     """Sampled only to refresh the belief."""
+    REASON_SENTINEL: _Reason.ValueType  # 8
+    """One of the few prompts of its domain, always the same, that are sampled in every window."""
+    REASON_REFERENCE: _Reason.ValueType  # 9
+    """Sampled from the reference policy, with which the boundary is compared."""
+    REASON_LONG_SHOT: _Reason.ValueType  # 10
+    """Sampled though it is beyond the edge, and with more attempts: a first pass would be news."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason says why a prompt is in a batch."""
@@ -63,6 +69,12 @@ REASON_FILL: Reason.ValueType  # 6
 """The pool ran dry and its rest period was waived."""
 REASON_PROBE: Reason.ValueType  # 7
 """Sampled only to refresh the belief."""
+REASON_SENTINEL: Reason.ValueType  # 8
+"""One of the few prompts of its domain, always the same, that are sampled in every window."""
+REASON_REFERENCE: Reason.ValueType  # 9
+"""Sampled from the reference policy, with which the boundary is compared."""
+REASON_LONG_SHOT: Reason.ValueType  # 10
+"""Sampled though it is beyond the edge, and with more attempts: a first pass would be news."""
 global___Reason = Reason
 
 @typing.final

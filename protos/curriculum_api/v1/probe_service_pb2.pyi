@@ -4,9 +4,12 @@ isort:skip_file
 """
 
 import builtins
+import collections.abc
 import curriculum_api.v1.batch_pb2
+import curriculum_api.v1.prompt_pb2
 import curriculum_api.v1.run_pb2
 import google.protobuf.descriptor
+import google.protobuf.internal.containers
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import typing
@@ -24,16 +27,23 @@ class LeaseProbesRequest(google.protobuf.message.Message):
     PROMPT_COUNT_FIELD_NUMBER: builtins.int
     POLICY_STEP_FIELD_NUMBER: builtins.int
     ATTEMPT_COUNT_FIELD_NUMBER: builtins.int
+    ROLLOUT_BUDGET_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The run."""
     request_id: builtins.str
     """Names the batch. 1 to 128 bytes."""
     prompt_count: builtins.int
-    """Prompts wanted, in [1, 4096]."""
+    """Most prompts, in [1, 4096]."""
     policy_step: builtins.int
-    """The policy step that the worker has loaded."""
+    """The policy step that the worker has loaded. 0 is the reference policy: once the run has gone
+    beyond it, its attempts are kept for the boundary alone.
+    """
     attempt_count: builtins.int
-    """Attempts per prompt, in [1, 1024]; absent for the run's group_size."""
+    """Attempts for each prompt, in [1, 1024]; absent for as many as each is worth. Not together with
+    rollout_budget.
+    """
+    rollout_budget: builtins.int
+    """Attempts in all, in [1, 1048576]; absent for prompt_count times the run's group_size."""
     def __init__(
         self,
         *,
@@ -42,10 +52,14 @@ class LeaseProbesRequest(google.protobuf.message.Message):
         prompt_count: builtins.int = ...,
         policy_step: builtins.int = ...,
         attempt_count: builtins.int | None = ...,
+        rollout_budget: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_attempt_count", b"_attempt_count", "attempt_count", b"attempt_count"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_attempt_count", b"_attempt_count", "attempt_count", b"attempt_count", "policy_step", b"policy_step", "prompt_count", b"prompt_count", "request_id", b"request_id", "run_id", b"run_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_attempt_count", b"_attempt_count", "_rollout_budget", b"_rollout_budget", "attempt_count", b"attempt_count", "rollout_budget", b"rollout_budget"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_attempt_count", b"_attempt_count", "_rollout_budget", b"_rollout_budget", "attempt_count", b"attempt_count", "policy_step", b"policy_step", "prompt_count", b"prompt_count", "request_id", b"request_id", "rollout_budget", b"rollout_budget", "run_id", b"run_id"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_attempt_count", b"_attempt_count"]) -> typing.Literal["attempt_count"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_rollout_budget", b"_rollout_budget"]) -> typing.Literal["rollout_budget"] | None: ...
 
 global___LeaseProbesRequest = LeaseProbesRequest
 
@@ -59,7 +73,7 @@ class LeaseProbesResponse(google.protobuf.message.Message):
     POLICY_FIELD_NUMBER: builtins.int
     @property
     def batch(self) -> curriculum_api.v1.batch_pb2.Batch:
-        """The leased prompts."""
+        """The leased prompts. None, with the reason as its shortfall, for a policy that is too old."""
 
     @property
     def policy(self) -> curriculum_api.v1.run_pb2.Policy:
@@ -175,16 +189,128 @@ class ReportProbesResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     RECEIPT_FIELD_NUMBER: builtins.int
+    SETTLED_SLOTS_FIELD_NUMBER: builtins.int
     @property
     def receipt(self) -> curriculum_api.v1.batch_pb2.ReportReceipt:
         """What the report changed."""
+
+    @property
+    def settled_slots(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Slots of this report whose prompt needs no more attempts, since at least 90% of its belief lies
+        in one band by now; of long shots, in another one than that beyond the edge.
+        """
 
     def __init__(
         self,
         *,
         receipt: curriculum_api.v1.batch_pb2.ReportReceipt | None = ...,
+        settled_slots: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["receipt", b"receipt"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["receipt", b"receipt"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["receipt", b"receipt", "settled_slots", b"settled_slots"]) -> None: ...
 
 global___ReportProbesResponse = ReportProbesResponse
+
+@typing.final
+class ListUnembeddedPromptsRequest(google.protobuf.message.Message):
+    """ListUnembeddedPromptsRequest asks for a page."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    run_id: builtins.str
+    """The run."""
+    page_size: builtins.int
+    """Prompts wanted, in [1, 1000]; fewer come where their texts are long."""
+    page_token: builtins.str
+    """From the page before; empty for the first."""
+    def __init__(
+        self,
+        *,
+        run_id: builtins.str = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token", "run_id", b"run_id"]) -> None: ...
+
+global___ListUnembeddedPromptsRequest = ListUnembeddedPromptsRequest
+
+@typing.final
+class ListUnembeddedPromptsResponse(google.protobuf.message.Message):
+    """ListUnembeddedPromptsResponse is a page, in the order in which the prompts were added."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROMPTS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    UNEMBEDDED_COUNT_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """For the next page; empty after the last."""
+    unembedded_count: builtins.int
+    """All prompts of the run that have no embedding at present."""
+    @property
+    def prompts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[curriculum_api.v1.prompt_pb2.Prompt]:
+        """Their ids and texts, and nothing else."""
+
+    def __init__(
+        self,
+        *,
+        prompts: collections.abc.Iterable[curriculum_api.v1.prompt_pb2.Prompt] | None = ...,
+        next_page_token: builtins.str = ...,
+        unembedded_count: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "prompts", b"prompts", "unembedded_count", b"unembedded_count"]) -> None: ...
+
+global___ListUnembeddedPromptsResponse = ListUnembeddedPromptsResponse
+
+@typing.final
+class AddEmbeddingsRequest(google.protobuf.message.Message):
+    """AddEmbeddingsRequest says where prompts lie in some model's embedding space."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    EMBEDDINGS_FIELD_NUMBER: builtins.int
+    run_id: builtins.str
+    """The run."""
+    request_id: builtins.str
+    """Names the call in logs. 1 to 128 bytes."""
+    @property
+    def embeddings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[curriculum_api.v1.prompt_pb2.PromptEmbedding]:
+        """1 to 1,000, of different prompts."""
+
+    def __init__(
+        self,
+        *,
+        run_id: builtins.str = ...,
+        request_id: builtins.str = ...,
+        embeddings: collections.abc.Iterable[curriculum_api.v1.prompt_pb2.PromptEmbedding] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["embeddings", b"embeddings", "request_id", b"request_id", "run_id", b"run_id"]) -> None: ...
+
+global___AddEmbeddingsRequest = AddEmbeddingsRequest
+
+@typing.final
+class AddEmbeddingsResponse(google.protobuf.message.Message):
+    """AddEmbeddingsResponse says what was added."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ADDED_COUNT_FIELD_NUMBER: builtins.int
+    KNOWN_COUNT_FIELD_NUMBER: builtins.int
+    added_count: builtins.int
+    """Prompts that have one by this call."""
+    known_count: builtins.int
+    """Prompts that had one before, and keep it."""
+    def __init__(
+        self,
+        *,
+        added_count: builtins.int = ...,
+        known_count: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["added_count", b"added_count", "known_count", b"known_count"]) -> None: ...
+
+global___AddEmbeddingsResponse = AddEmbeddingsResponse

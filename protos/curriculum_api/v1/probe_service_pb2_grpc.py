@@ -50,6 +50,16 @@ class ProbeServiceStub(object):
                 request_serializer=curriculum__api_dot_v1_dot_probe__service__pb2.ReportProbesRequest.SerializeToString,
                 response_deserializer=curriculum__api_dot_v1_dot_probe__service__pb2.ReportProbesResponse.FromString,
                 _registered_method=True)
+        self.ListUnembeddedPrompts = channel.unary_unary(
+                '/curriculum_api.v1.ProbeService/ListUnembeddedPrompts',
+                request_serializer=curriculum__api_dot_v1_dot_probe__service__pb2.ListUnembeddedPromptsRequest.SerializeToString,
+                response_deserializer=curriculum__api_dot_v1_dot_probe__service__pb2.ListUnembeddedPromptsResponse.FromString,
+                _registered_method=True)
+        self.AddEmbeddings = channel.unary_unary(
+                '/curriculum_api.v1.ProbeService/AddEmbeddings',
+                request_serializer=curriculum__api_dot_v1_dot_probe__service__pb2.AddEmbeddingsRequest.SerializeToString,
+                response_deserializer=curriculum__api_dot_v1_dot_probe__service__pb2.AddEmbeddingsResponse.FromString,
+                _registered_method=True)
 
 
 class ProbeServiceServicer(object):
@@ -57,7 +67,7 @@ class ProbeServiceServicer(object):
     """
 
     def LeaseProbes(self, request, context):
-        """LeaseProbes leases the prompts whose pass rate is least certain. Idempotent by request_id.
+        """LeaseProbes leases the prompts of which attempts would tell most. Idempotent by request_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,6 +82,20 @@ class ProbeServiceServicer(object):
 
     def ReportProbes(self, request, context):
         """ReportProbes counts attempts, each once. Atomic; idempotent by request_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUnembeddedPrompts(self, request, context):
+        """ListUnembeddedPrompts pages through the prompts that have no embedding.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddEmbeddings(self, request, context):
+        """AddEmbeddings gives embeddings to prompts that have none. Atomic; may be repeated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,6 +118,16 @@ def add_ProbeServiceServicer_to_server(servicer, server):
                     servicer.ReportProbes,
                     request_deserializer=curriculum__api_dot_v1_dot_probe__service__pb2.ReportProbesRequest.FromString,
                     response_serializer=curriculum__api_dot_v1_dot_probe__service__pb2.ReportProbesResponse.SerializeToString,
+            ),
+            'ListUnembeddedPrompts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUnembeddedPrompts,
+                    request_deserializer=curriculum__api_dot_v1_dot_probe__service__pb2.ListUnembeddedPromptsRequest.FromString,
+                    response_serializer=curriculum__api_dot_v1_dot_probe__service__pb2.ListUnembeddedPromptsResponse.SerializeToString,
+            ),
+            'AddEmbeddings': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddEmbeddings,
+                    request_deserializer=curriculum__api_dot_v1_dot_probe__service__pb2.AddEmbeddingsRequest.FromString,
+                    response_serializer=curriculum__api_dot_v1_dot_probe__service__pb2.AddEmbeddingsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +212,60 @@ class ProbeService(object):
             '/curriculum_api.v1.ProbeService/ReportProbes',
             curriculum__api_dot_v1_dot_probe__service__pb2.ReportProbesRequest.SerializeToString,
             curriculum__api_dot_v1_dot_probe__service__pb2.ReportProbesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUnembeddedPrompts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/curriculum_api.v1.ProbeService/ListUnembeddedPrompts',
+            curriculum__api_dot_v1_dot_probe__service__pb2.ListUnembeddedPromptsRequest.SerializeToString,
+            curriculum__api_dot_v1_dot_probe__service__pb2.ListUnembeddedPromptsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddEmbeddings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/curriculum_api.v1.ProbeService/AddEmbeddings',
+            curriculum__api_dot_v1_dot_probe__service__pb2.AddEmbeddingsRequest.SerializeToString,
+            curriculum__api_dot_v1_dot_probe__service__pb2.AddEmbeddingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,7 +25,7 @@ class ProbeServiceStub:
         curriculum_api.v1.probe_service_pb2.LeaseProbesRequest,
         curriculum_api.v1.probe_service_pb2.LeaseProbesResponse,
     ]
-    """LeaseProbes leases the prompts whose pass rate is least certain. Idempotent by request_id."""
+    """LeaseProbes leases the prompts of which attempts would tell most. Idempotent by request_id."""
 
     RenewProbes: grpc.UnaryUnaryMultiCallable[
         curriculum_api.v1.probe_service_pb2.RenewProbesRequest,
@@ -39,6 +39,18 @@ class ProbeServiceStub:
     ]
     """ReportProbes counts attempts, each once. Atomic; idempotent by request_id."""
 
+    ListUnembeddedPrompts: grpc.UnaryUnaryMultiCallable[
+        curriculum_api.v1.probe_service_pb2.ListUnembeddedPromptsRequest,
+        curriculum_api.v1.probe_service_pb2.ListUnembeddedPromptsResponse,
+    ]
+    """ListUnembeddedPrompts pages through the prompts that have no embedding."""
+
+    AddEmbeddings: grpc.UnaryUnaryMultiCallable[
+        curriculum_api.v1.probe_service_pb2.AddEmbeddingsRequest,
+        curriculum_api.v1.probe_service_pb2.AddEmbeddingsResponse,
+    ]
+    """AddEmbeddings gives embeddings to prompts that have none. Atomic; may be repeated."""
+
 class ProbeServiceAsyncStub:
     """ProbeService hands prompts to workers that sample them only to refresh the beliefs."""
 
@@ -46,7 +58,7 @@ class ProbeServiceAsyncStub:
         curriculum_api.v1.probe_service_pb2.LeaseProbesRequest,
         curriculum_api.v1.probe_service_pb2.LeaseProbesResponse,
     ]
-    """LeaseProbes leases the prompts whose pass rate is least certain. Idempotent by request_id."""
+    """LeaseProbes leases the prompts of which attempts would tell most. Idempotent by request_id."""
 
     RenewProbes: grpc.aio.UnaryUnaryMultiCallable[
         curriculum_api.v1.probe_service_pb2.RenewProbesRequest,
@@ -60,6 +72,18 @@ class ProbeServiceAsyncStub:
     ]
     """ReportProbes counts attempts, each once. Atomic; idempotent by request_id."""
 
+    ListUnembeddedPrompts: grpc.aio.UnaryUnaryMultiCallable[
+        curriculum_api.v1.probe_service_pb2.ListUnembeddedPromptsRequest,
+        curriculum_api.v1.probe_service_pb2.ListUnembeddedPromptsResponse,
+    ]
+    """ListUnembeddedPrompts pages through the prompts that have no embedding."""
+
+    AddEmbeddings: grpc.aio.UnaryUnaryMultiCallable[
+        curriculum_api.v1.probe_service_pb2.AddEmbeddingsRequest,
+        curriculum_api.v1.probe_service_pb2.AddEmbeddingsResponse,
+    ]
+    """AddEmbeddings gives embeddings to prompts that have none. Atomic; may be repeated."""
+
 class ProbeServiceServicer(metaclass=abc.ABCMeta):
     """ProbeService hands prompts to workers that sample them only to refresh the beliefs."""
 
@@ -69,7 +93,7 @@ class ProbeServiceServicer(metaclass=abc.ABCMeta):
         request: curriculum_api.v1.probe_service_pb2.LeaseProbesRequest,
         context: _ServicerContext,
     ) -> typing.Union[curriculum_api.v1.probe_service_pb2.LeaseProbesResponse, collections.abc.Awaitable[curriculum_api.v1.probe_service_pb2.LeaseProbesResponse]]:
-        """LeaseProbes leases the prompts whose pass rate is least certain. Idempotent by request_id."""
+        """LeaseProbes leases the prompts of which attempts would tell most. Idempotent by request_id."""
 
     @abc.abstractmethod
     def RenewProbes(
@@ -86,5 +110,21 @@ class ProbeServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[curriculum_api.v1.probe_service_pb2.ReportProbesResponse, collections.abc.Awaitable[curriculum_api.v1.probe_service_pb2.ReportProbesResponse]]:
         """ReportProbes counts attempts, each once. Atomic; idempotent by request_id."""
+
+    @abc.abstractmethod
+    def ListUnembeddedPrompts(
+        self,
+        request: curriculum_api.v1.probe_service_pb2.ListUnembeddedPromptsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[curriculum_api.v1.probe_service_pb2.ListUnembeddedPromptsResponse, collections.abc.Awaitable[curriculum_api.v1.probe_service_pb2.ListUnembeddedPromptsResponse]]:
+        """ListUnembeddedPrompts pages through the prompts that have no embedding."""
+
+    @abc.abstractmethod
+    def AddEmbeddings(
+        self,
+        request: curriculum_api.v1.probe_service_pb2.AddEmbeddingsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[curriculum_api.v1.probe_service_pb2.AddEmbeddingsResponse, collections.abc.Awaitable[curriculum_api.v1.probe_service_pb2.AddEmbeddingsResponse]]:
+        """AddEmbeddings gives embeddings to prompts that have none. Atomic; may be repeated."""
 
 def add_ProbeServiceServicer_to_server(servicer: ProbeServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63urriculum_api/v1/prompt.proto\x12\x11\x63urriculum_api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdc\x01\n\x06Prompt\x12\x11\n\tprompt_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x14\n\x0cpayload_json\x18\x04 \x01(\t\x12\x0c\n\x04tags\x18\x05 \x03(\t\x12\x39\n\x08\x66\x65\x61tures\x18\x06 \x03(\x0b\x32\'.curriculum_api.v1.Prompt.FeaturesEntry\x12\x11\n\tembedding\x18\x07 \x03(\x02\x1a/\n\rFeaturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xaf\x02\n\x0bPromptState\x12\x11\n\tprompt_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12%\n\x04\x62\x61nd\x18\x03 \x01(\x0e\x32\x17.curriculum_api.v1.Band\x12\x11\n\tpass_rate\x18\x04 \x01(\x01\x12\x15\n\rpass_rate_low\x18\x05 \x01(\x01\x12\x16\n\x0epass_rate_high\x18\x06 \x01(\x01\x12\x15\n\rattempt_count\x18\x07 \x01(\x04\x12\x12\n\npass_count\x18\x08 \x01(\x04\x12\x1d\n\x10last_served_step\x18\t \x01(\x04H\x00\x88\x01\x01\x12\x35\n\x11lease_expire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x13\n\x11_last_served_step\"\xb3\x01\n\x12PromptHistoryPoint\x12\x19\n\x11\x66irst_policy_step\x18\x01 \x01(\x04\x12\x18\n\x10last_policy_step\x18\x02 \x01(\x04\x12\x15\n\rattempt_count\x18\x03 \x01(\x04\x12\x12\n\npass_count\x18\x04 \x01(\x04\x12\x18\n\x0bmean_reward\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0btoken_count\x18\x06 \x01(\x04\x42\x0e\n\x0c_mean_reward*`\n\x04\x42\x61nd\x12\x14\n\x10\x42\x41ND_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x42\x41ND_UNSEEN\x10\x01\x12\x0f\n\x0b\x42\x41ND_BEYOND\x10\x02\x12\r\n\tBAND_EDGE\x10\x03\x12\x11\n\rBAND_MASTERED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63urriculum_api/v1/prompt.proto\x12\x11\x63urriculum_api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdc\x01\n\x06Prompt\x12\x11\n\tprompt_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x14\n\x0cpayload_json\x18\x04 \x01(\t\x12\x0c\n\x04tags\x18\x05 \x03(\t\x12\x39\n\x08\x66\x65\x61tures\x18\x06 \x03(\x0b\x32\'.curriculum_api.v1.Prompt.FeaturesEntry\x12\x11\n\tembedding\x18\x07 \x03(\x02\x1a/\n\rFeaturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"7\n\x0fPromptEmbedding\x12\x11\n\tprompt_id\x18\x01 \x01(\t\x12\x11\n\tembedding\x18\x02 \x03(\x02\"\xaf\x02\n\x0bPromptState\x12\x11\n\tprompt_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12%\n\x04\x62\x61nd\x18\x03 \x01(\x0e\x32\x17.curriculum_api.v1.Band\x12\x11\n\tpass_rate\x18\x04 \x01(\x01\x12\x15\n\rpass_rate_low\x18\x05 \x01(\x01\x12\x16\n\x0epass_rate_high\x18\x06 \x01(\x01\x12\x15\n\rattempt_count\x18\x07 \x01(\x04\x12\x12\n\npass_count\x18\x08 \x01(\x04\x12\x1d\n\x10last_served_step\x18\t \x01(\x04H\x00\x88\x01\x01\x12\x35\n\x11lease_expire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x13\n\x11_last_served_step\"\xb3\x01\n\x12PromptHistoryPoint\x12\x19\n\x11\x66irst_policy_step\x18\x01 \x01(\x04\x12\x18\n\x10last_policy_step\x18\x02 \x01(\x04\x12\x15\n\rattempt_count\x18\x03 \x01(\x04\x12\x12\n\npass_count\x18\x04 \x01(\x04\x12\x18\n\x0bmean_reward\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0btoken_count\x18\x06 \x01(\x04\x42\x0e\n\x0c_mean_reward*`\n\x04\x42\x61nd\x12\x14\n\x10\x42\x41ND_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x42\x41ND_UNSEEN\x10\x01\x12\x0f\n\x0b\x42\x41ND_BEYOND\x10\x02\x12\r\n\tBAND_EDGE\x10\x03\x12\x11\n\rBAND_MASTERED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,14 +34,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PROMPT_FEATURESENTRY']._loaded_options = None
   _globals['_PROMPT_FEATURESENTRY']._serialized_options = b'8\001'
-  _globals['_BAND']._serialized_start=797
-  _globals['_BAND']._serialized_end=893
+  _globals['_BAND']._serialized_start=854
+  _globals['_BAND']._serialized_end=950
   _globals['_PROMPT']._serialized_start=87
   _globals['_PROMPT']._serialized_end=307
   _globals['_PROMPT_FEATURESENTRY']._serialized_start=260
   _globals['_PROMPT_FEATURESENTRY']._serialized_end=307
-  _globals['_PROMPTSTATE']._serialized_start=310
-  _globals['_PROMPTSTATE']._serialized_end=613
-  _globals['_PROMPTHISTORYPOINT']._serialized_start=616
-  _globals['_PROMPTHISTORYPOINT']._serialized_end=795
+  _globals['_PROMPTEMBEDDING']._serialized_start=309
+  _globals['_PROMPTEMBEDDING']._serialized_end=364
+  _globals['_PROMPTSTATE']._serialized_start=367
+  _globals['_PROMPTSTATE']._serialized_end=670
+  _globals['_PROMPTHISTORYPOINT']._serialized_start=673
+  _globals['_PROMPTHISTORYPOINT']._serialized_end=852
 # @@protoc_insertion_point(module_scope)

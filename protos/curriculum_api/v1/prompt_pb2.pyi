@@ -106,8 +106,8 @@ class Prompt(google.protobuf.message.Message):
 
     @property
     def embedding(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """Where the prompt lies in some model's embedding space, set by the operator who adds it; empty
-        for none. 1 to 4,096 finite numbers of at most 65,504, of one length within a run; kept to 11
+        """Where the prompt lies in some model's embedding space, set by the operator who adds it or, once,
+        by a prober; empty for none. 1 to 4,096 finite numbers of at most 65,504, of one length within a run; kept to 11
         bits. Tells how hard a prompt may be, and is neither served nor shown.
         """
 
@@ -125,6 +125,30 @@ class Prompt(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["domain", b"domain", "embedding", b"embedding", "features", b"features", "payload_json", b"payload_json", "prompt_id", b"prompt_id", "tags", b"tags", "text", b"text"]) -> None: ...
 
 global___Prompt = Prompt
+
+@typing.final
+class PromptEmbedding(google.protobuf.message.Message):
+    """PromptEmbedding is the embedding of one prompt."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROMPT_ID_FIELD_NUMBER: builtins.int
+    EMBEDDING_FIELD_NUMBER: builtins.int
+    prompt_id: builtins.str
+    """Names the prompt within its run."""
+    @property
+    def embedding(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """As in Prompt; not empty."""
+
+    def __init__(
+        self,
+        *,
+        prompt_id: builtins.str = ...,
+        embedding: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["embedding", b"embedding", "prompt_id", b"prompt_id"]) -> None: ...
+
+global___PromptEmbedding = PromptEmbedding
 
 @typing.final
 class PromptState(google.protobuf.message.Message):

@@ -264,6 +264,8 @@ class RunConfig(google.protobuf.message.Message):
     SEED_FIELD_NUMBER: builtins.int
     CHANNELS_FIELD_NUMBER: builtins.int
     OBJECTIVE_FIELD_NUMBER: builtins.int
+    MAX_POLICY_LAG_FIELD_NUMBER: builtins.int
+    SAMPLING_FIELD_NUMBER: builtins.int
     reward_min: builtins.float
     """Smallest reward; fixed at creation. Default 0."""
     reward_max: builtins.float
@@ -277,6 +279,11 @@ class RunConfig(google.protobuf.message.Message):
     seed: builtins.int
     """Every random choice of the run derives from this and the request_id; fixed at creation.
     Default 0.
+    """
+    max_policy_lag: builtins.int
+    """Policy steps that a prober's weights may be behind the newest published policy, or behind the
+    run where none was published, in [0, 1000000]; may be changed. Absent for as many as reports may
+    be late: eight windows.
     """
     @property
     def selection(self) -> global___SelectionConfig:
@@ -311,6 +318,10 @@ class RunConfig(google.protobuf.message.Message):
         selection goes by these instead of by passes. Passes are counted all the same.
         """
 
+    @property
+    def sampling(self) -> global___SamplingConfig:
+        """How the trainer samples, so that probers do the same; may be changed."""
+
     def __init__(
         self,
         *,
@@ -323,9 +334,13 @@ class RunConfig(google.protobuf.message.Message):
         seed: builtins.int | None = ...,
         channels: collections.abc.Iterable[global___Channel] | None = ...,
         objective: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+        max_policy_lag: builtins.int | None = ...,
+        sampling: global___SamplingConfig | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_pass_threshold", b"_pass_threshold", "_reward_max", b"_reward_max", "_reward_min", b"_reward_min", "_seed", b"_seed", "_window_steps", b"_window_steps", "lease_ttl", b"lease_ttl", "pass_threshold", b"pass_threshold", "reward_max", b"reward_max", "reward_min", b"reward_min", "seed", b"seed", "selection", b"selection", "window_steps", b"window_steps"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_pass_threshold", b"_pass_threshold", "_reward_max", b"_reward_max", "_reward_min", b"_reward_min", "_seed", b"_seed", "_window_steps", b"_window_steps", "channels", b"channels", "lease_ttl", b"lease_ttl", "objective", b"objective", "pass_threshold", b"pass_threshold", "reward_max", b"reward_max", "reward_min", b"reward_min", "seed", b"seed", "selection", b"selection", "window_steps", b"window_steps"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_max_policy_lag", b"_max_policy_lag", "_pass_threshold", b"_pass_threshold", "_reward_max", b"_reward_max", "_reward_min", b"_reward_min", "_seed", b"_seed", "_window_steps", b"_window_steps", "lease_ttl", b"lease_ttl", "max_policy_lag", b"max_policy_lag", "pass_threshold", b"pass_threshold", "reward_max", b"reward_max", "reward_min", b"reward_min", "sampling", b"sampling", "seed", b"seed", "selection", b"selection", "window_steps", b"window_steps"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_max_policy_lag", b"_max_policy_lag", "_pass_threshold", b"_pass_threshold", "_reward_max", b"_reward_max", "_reward_min", b"_reward_min", "_seed", b"_seed", "_window_steps", b"_window_steps", "channels", b"channels", "lease_ttl", b"lease_ttl", "max_policy_lag", b"max_policy_lag", "objective", b"objective", "pass_threshold", b"pass_threshold", "reward_max", b"reward_max", "reward_min", b"reward_min", "sampling", b"sampling", "seed", b"seed", "selection", b"selection", "window_steps", b"window_steps"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_policy_lag", b"_max_policy_lag"]) -> typing.Literal["max_policy_lag"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_pass_threshold", b"_pass_threshold"]) -> typing.Literal["pass_threshold"] | None: ...
     @typing.overload
@@ -338,6 +353,51 @@ class RunConfig(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_window_steps", b"_window_steps"]) -> typing.Literal["window_steps"] | None: ...
 
 global___RunConfig = RunConfig
+
+@typing.final
+class SamplingConfig(google.protobuf.message.Message):
+    """SamplingConfig says how completions are sampled. What is absent is left to the prober."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TEMPERATURE_FIELD_NUMBER: builtins.int
+    TOP_P_FIELD_NUMBER: builtins.int
+    MAX_TOKENS_FIELD_NUMBER: builtins.int
+    STOP_FIELD_NUMBER: builtins.int
+    CHAT_FIELD_NUMBER: builtins.int
+    temperature: builtins.float
+    """At least 0; 0 is greedy."""
+    top_p: builtins.float
+    """In (0, 1]."""
+    max_tokens: builtins.int
+    """Per completion, in [1, 1000000]."""
+    chat: builtins.bool
+    """Whether prompts are a user's messages, for the model's chat template, or the bare texts."""
+    @property
+    def stop(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Texts at which a completion ends, which it then lacks; at most 16, each 1 to 256 bytes."""
+
+    def __init__(
+        self,
+        *,
+        temperature: builtins.float | None = ...,
+        top_p: builtins.float | None = ...,
+        max_tokens: builtins.int | None = ...,
+        stop: collections.abc.Iterable[builtins.str] | None = ...,
+        chat: builtins.bool | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_chat", b"_chat", "_max_tokens", b"_max_tokens", "_temperature", b"_temperature", "_top_p", b"_top_p", "chat", b"chat", "max_tokens", b"max_tokens", "temperature", b"temperature", "top_p", b"top_p"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_chat", b"_chat", "_max_tokens", b"_max_tokens", "_temperature", b"_temperature", "_top_p", b"_top_p", "chat", b"chat", "max_tokens", b"max_tokens", "stop", b"stop", "temperature", b"temperature", "top_p", b"top_p"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_chat", b"_chat"]) -> typing.Literal["chat"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_tokens", b"_max_tokens"]) -> typing.Literal["max_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_temperature", b"_temperature"]) -> typing.Literal["temperature"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_top_p", b"_top_p"]) -> typing.Literal["top_p"] | None: ...
+
+global___SamplingConfig = SamplingConfig
 
 @typing.final
 class Run(google.protobuf.message.Message):
