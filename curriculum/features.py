@@ -3,7 +3,8 @@
 All that is fitted (means, which tags count, axes) is fitted on a sample of the first 2**k prompts,
 with 2**k the largest power of two that the pool has. So a prompt that is added moves no other until
 the pool has doubled, a pool that grows in pieces costs as much as twice one of its size, and how it
-grew does not matter: the same prompts have the same matrix, to the bit on one machine.
+grew does not matter: the same prompts have the same matrix, to the bit on one machine. Nor does a
+prompt that is described otherwise later move others, unless it is in the sample.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from curriculum.arrays import Halves, Singles
+from curriculum.arrays import Halves, Ints, Singles
 from curriculum.attributes import fit_absences, fit_attributes, fit_tags
 from curriculum.description import Descriptions, PromptSource
 from curriculum.embedding import fit_embeddings
@@ -25,6 +26,7 @@ SAMPLE_PROMPTS = 1 << 12
 """Enough for a tag of one prompt in 200 to be there some 20 times."""
 
 _READ_PROMPTS = 1 << 10
+_NO_PROMPTS = np.zeros(0, np.intp)
 
 
 class Columns(Protocol):
@@ -74,33 +76,49 @@ def design_matrix(prompts: PromptSource) -> Features:
     return Features(values_NK, names, columns)
 
 
-def extend(features: Features, prompts: PromptSource) -> Features:
+def extend(
+    features: Features, prompts: PromptSource, redescribed_M: Ints = _NO_PROMPTS
+) -> Features:
     """The features of a pool that has grown at its end: those of `design_matrix`.
+
+    Args:
+        redescribed_M: prompts of the features that are described otherwise by now.
 
     Raises:
         InvalidInputError: it has fewer prompts than the features.
     """
     require(len(prompts) >= len(features), "len(prompts)", len(prompts), f">= {len(features)}")
-    if len(prompts) == len(features):
+    if len(prompts) == len(features) and not len(redescribed_M):
         return features
-    if _fitted_count(len(prompts)) != _fitted_count(len(features)):
+    fitted_count = _fitted_count(len(prompts))
+    sample = even_sample(fitted_count, SAMPLE_PROMPTS)
+    if fitted_count != _fitted_count(len(features)) or np.isin(redescribed_M, sample).any():
         return design_matrix(prompts)
     parts = [features.values_NK, *(rows_MK for _, rows_MK in _encoded(features, prompts))]
-    return Features(np.concatenate(parts), features.names, features.columns)
+    values_NK = np.concatenate(parts)
+    for start in np.unique(redescribed_M // _READ_PROMPTS * _READ_PROMPTS).tolist():
+        stop = min(start + _READ_PROMPTS, len(features))
+        values_NK[start:stop] = _rows(features, prompts, start, stop)
+    return Features(values_NK, features.names, features.columns)
 
 
 def _encoded(known: Features, prompts: PromptSource) -> Iterator[tuple[int, Halves]]:
     """The rows of the prompts that are not known yet, and where each piece of them begins."""
     for start in range(len(known), len(prompts), _READ_PROMPTS):
-        indices = np.arange(start, min(start + _READ_PROMPTS, len(prompts)))
-        read = prompts.read(indices)
-        rows_MK = np.empty((len(read), len(known.names)), np.float16)
-        at = 0
-        for part in known.columns:
-            encoded = part.encode(read, start)
-            rows_MK[:, at : at + encoded.shape[1]] = encoded
-            at += encoded.shape[1]
-        yield start, rows_MK
+        stop = min(start + _READ_PROMPTS, len(prompts))
+        yield start, _rows(known, prompts, start, stop)
+
+
+def _rows(known: Features, prompts: PromptSource, start: int, stop: int) -> Halves:
+    """The rows of the prompts in [start, stop), in the known columns."""
+    read = prompts.read(np.arange(start, stop))
+    rows_MK = np.empty((len(read), len(known.names)), np.float16)
+    at = 0
+    for part in known.columns:
+        encoded = part.encode(read, start)
+        rows_MK[:, at : at + encoded.shape[1]] = encoded
+        at += encoded.shape[1]
+    return rows_MK
 
 
 def _fit(sample: Descriptions) -> tuple[Columns, ...]:

@@ -30,6 +30,13 @@ class Reason(IntEnum):
     UNIFORM = 5  # its turn
     FILL = 6  # the rested prompts ran out
     PROBE = 7  # only to learn its pass rate
+    SENTINEL = 8  # the same, as one of its domain's fixed sample
+    REFERENCE = 9  # to compare with the reference policy
+    LONG_SHOT = 10  # beyond: where a first pass would be news
+
+
+PROBES = (Reason.PROBE, Reason.SENTINEL, Reason.REFERENCE, Reason.LONG_SHOT)
+"""On whose attempts nothing is trained."""
 
 
 @dataclass(frozen=True)
@@ -110,13 +117,20 @@ class Pool:
         known = map(self._known_of, pieces(np.arange(len(self))))
         return np.concatenate([model.prior.mean_at(*known_M) for known_M in known])
 
-    def shortfall(self, served: int, missing: int) -> str:
-        """Why a batch is smaller than asked; empty when none are missing."""
+    def shortfall(self, served: int, missing: int, others: str = "") -> str:
+        """Why a batch is smaller than asked; empty when none are missing.
+
+        Args:
+            served: prompts in the batch.
+            missing: places that are left.
+            others: why the free prompts were not taken, if there are any.
+        """
         if not missing:
             return ""
         leased = len(self) - int(np.count_nonzero(self.free_N))
-        empty = "the pool holds no more prompts"
-        why = f"{leased} prompts are leased, the rest of the pool is empty" if leased else empty
+        if len(self) == leased + served or not others:
+            others = "the rest of the pool is empty" if leased else "the pool holds no more prompts"
+        why = f"{leased} prompts are leased, {others}" if leased else others
         return f"{served} of {served + missing}: {why}"
 
     def _known_of(self, indices_M: Ints) -> tuple[Ints, Floats | None]:

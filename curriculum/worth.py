@@ -46,9 +46,8 @@ class Worth:
     @staticmethod
     def over(bar: float, group_size: int, optimism: float) -> Worth:
         """The tables for a bar in [0, 1]."""
-        tables = _tables(group_size)
-        after = (tables.chance_K * np.maximum(tables.mixed_after_K, bar)).sum(axis=0)
-        gain = optimism * np.maximum(after - np.maximum(tables.mixed, bar), 0.0)
+        tables = _tables(group_size, min(group_size, _MOST_OUTCOMES))
+        gain = optimism * tables.gain_over(bar)
         return Worth(tables.mixed + gain, tables.mixed + _FIRST_LOOK * gain)
 
     def at(self, belief: Belief, is_new_N: Bools) -> Floats:
@@ -61,19 +60,39 @@ class Worth:
 
 def expected_mixed(belief: Belief, group_size: int) -> Floats:
     """`mixed_probability` from the table; absolute error below .004."""
-    return _read(_tables(group_size).mixed, belief)
+    return _read(_tables(group_size, min(group_size, _MOST_OUTCOMES)).mixed, belief)
+
+
+def expected_gain(belief: Belief, bar: float, group_size: int, attempt_count: int) -> Floats:
+    """What so many attempts would teach about each prompt; see `Worth`.
+
+    Args:
+        belief: N beliefs.
+        bar: chance of a mixed group that the alternatives offer, in [0, 1].
+        group_size: of the groups that are to be mixed.
+        attempt_count: K >= 1; more than 16 tell hardly more.
+    """
+    tables = _tables(group_size, min(attempt_count, _MOST_OUTCOMES))
+    return _read(tables.gain_over(bar), belief)
 
 
 @dataclass(frozen=True)
 class _Tables:
+    """At the nodes: the chance of a mixed group now, and by the passes among K attempts."""
+
     mixed: Floats
     chance_K: Floats
     mixed_after_K: Floats
 
+    def gain_over(self, bar: float) -> Floats:
+        after = (self.chance_K * np.maximum(self.mixed_after_K, bar)).sum(axis=0)
+        gain: Floats = np.maximum(after - np.maximum(self.mixed, bar), 0.0)
+        return gain
 
-@lru_cache(maxsize=8)
-def _tables(group_size: int) -> _Tables:
-    nodes, seen = _GRID.nodes, min(group_size, _MOST_OUTCOMES)
+
+@lru_cache(maxsize=16)
+def _tables(group_size: int, seen: int) -> _Tables:
+    nodes = _GRID.nodes
     alpha, beta = np.repeat(nodes, len(nodes)), np.tile(nodes, len(nodes))
     belief, chances, after = Belief(alpha, beta), [], []
     for passes in range(seen + 1):

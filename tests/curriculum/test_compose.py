@@ -11,7 +11,6 @@ from curriculum import (
     Reason,
     SelectionConfig,
     compose_batch,
-    select_probes,
 )
 
 NO_RESERVES = SelectionConfig(review_share=0.0, reach_share=0.0)
@@ -260,14 +259,3 @@ def test_a_pool_that_contradicts_itself_is_refused(make_pool):
         make_pool(2, domain_N=np.array([0, 1], dtype=np.int32))
     with pytest.raises(InvalidInputError, match="prompt_count=-1: must be >= 0"):
         compose(make_pool(2), SelectionConfig(), -1)
-
-
-def test_probes_go_to_the_free_prompts_that_are_known_least(make_pool):
-    passes = np.array([0.0, 40.0, 2.0, 0.0, 2.0])
-    pool = make_pool(5, passes_N=passes, fails_N=passes, free_N=np.arange(5) != 3)
-    model = pool.fit()
-    probes = select_probes(model, pool, 3, 4, np.random.default_rng(0))
-    assert probes.indices_B[0] == 0
-    assert sorted(probes.indices_B.tolist()) == [0, 2, 4]
-    assert set(probes.reasons_B) == {Reason.PROBE}
-    assert set(probes.attempt_counts_B) == {4}

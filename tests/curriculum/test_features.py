@@ -6,7 +6,7 @@ import pytest
 from curriculum import InvalidInputError
 from curriculum.axes import leading_axes
 from curriculum.description import Descriptions
-from curriculum.features import SAMPLE_PROMPTS, design_matrix, extend
+from curriculum.features import SAMPLE_PROMPTS, _fit, design_matrix, extend
 from curriculum.scaling import fit_scale
 
 
@@ -81,6 +81,26 @@ def test_a_pool_above_the_sample_grows_alike():
     before = design_matrix(first(prompts, 2 * SAMPLE_PROMPTS + 1))
     assert extend(before, prompts).values_NK.tobytes() == design_matrix(prompts).values_NK.tobytes()
     assert abs(column(before, "feature:x").mean()) < 0.1
+
+
+@pytest.mark.parametrize("changed", [[2048], [2050, 2304, 2999], range(2048, 3000), [5], [5, 2999]])
+@pytest.mark.parametrize("grown_to", [3000, 3100, 4096])
+def test_prompts_that_are_described_later_have_the_same_features(changed, grown_to, monkeypatch):
+    prompts, changed = varied(4096), np.array(changed)
+    without = list(prompts.embeddings)
+    for index in changed:
+        without[index] = None
+    before = design_matrix(
+        first(Descriptions(prompts.texts, prompts.attributes, prompts.tags, without), 3000)
+    )
+    now = first(prompts, grown_to)
+    anew, built = design_matrix(now), []
+    monkeypatch.setattr("curriculum.features._fit", lambda sample: built.append(0) or _fit(sample))
+    extended = extend(before, now, changed)
+    assert extended.values_NK.tobytes() == anew.values_NK.tobytes()
+    # Only where the sample says otherwise all is built anew.
+    assert len(built) == (changed[0] < 2048 or grown_to == 4096)
+    assert before.values_NK.shape[0] == 3000
 
 
 def test_fewer_prompts_than_features_are_refused():
