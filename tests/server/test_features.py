@@ -14,6 +14,7 @@ from curriculum_api.v1 import prompt_pb2
 from curriculum_server import convert
 from curriculum_server.engine import features
 from curriculum_server.engine.catalog import Catalog, encode_chunk
+from curriculum_server.engine.embedding_part import EMBEDDING_DTYPE, encode_part
 from curriculum_server.engine.features import CatalogPrompts, prepare_features
 
 
@@ -81,6 +82,49 @@ async def test_features_that_are_there_are_not_built_again():
     known = catalog.features
     await prepare_features(catalog)
     assert catalog.features is known
+
+
+def part(numbers):
+    return encode_part(
+        {n: np.sin(n * np.arange(1, 9)).astype(EMBEDDING_DTYPE).tobytes() for n in numbers}
+    )
+
+
+async def test_servers_that_read_embeddings_at_other_moments_have_the_same_features():
+    early, late = catalog_of(90), catalog_of(90, 20)
+    await prepare_features(early)
+    before = early.features
+    early.append_part(part([0, 7, 77]))
+    await prepare_features(early)
+    assert early.features is before  # the part waits
+    early.append_chunk(*chunk(described(20, 90)))
+    early.append_part(part([14, 91, 98]))
+    early.use_parts(1)
+    await prepare_features(early)
+    early.use_parts(2)
+    await prepare_features(early)
+    for numbers in ([0, 7, 77], [14, 91, 98]):
+        late.append_part(part(numbers))
+    late.use_parts(2)
+    await prepare_features(late)
+    assert early.features.names == late.features.names
+    assert early.features.values_NK.tobytes() == late.features.values_NK.tobytes()
+    assert early.features.values_NK[:90].tobytes() != before.values_NK.tobytes()
+
+
+async def test_embeddings_that_come_into_use_during_a_build_are_in_the_next(held):
+    catalog = catalog_of(500)
+    waiting = asyncio.create_task(prepare_features(catalog))
+    await asyncio.sleep(0)
+    catalog.append_part(part([0, 7]))
+    catalog.use_parts(1)
+    held.may_go_on.set()
+    await waiting
+    late = catalog_of(500)
+    late.append_part(part([0, 7]))
+    late.use_parts(1)
+    await prepare_features(late)
+    assert catalog.features.values_NK.tobytes() == late.features.values_NK.tobytes()
 
 
 async def test_an_empty_pool_has_features_of_no_prompt():

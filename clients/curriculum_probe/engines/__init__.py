@@ -7,9 +7,9 @@ engine is asked for: what it needs may not be installed.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from curriculum_api.errors import InvalidRequestError
 from curriculum_probe.patience import Patience
@@ -19,6 +19,8 @@ ENGINES = {
     "transformers": "curriculum_probe.engines.transformers",
     "vllm": "curriculum_probe.engines.vllm",
 }
+EMBEDDERS = ("transformers",)
+"""Those of them that are an `Embedder`; known before one has loaded its weights."""
 _EXTRAS = {"torch": "transformers", "transformers": "transformers", "vllm": "vllm"}
 """What engines import and which extra installs it."""
 
@@ -91,6 +93,18 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Stop, and free what it holds."""
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """An engine that also tells where prompts lie in its model's space."""
+
+    async def embed(self, prompts: Sequence[str]) -> list[list[float] | RefusedError]:
+        """For each prompt its embedding, all of one length, or why it has none.
+
+        Raises:
+            EngineError: nothing can be embedded.
+        """
 
 
 def create_engine(name: str, config: EngineConfig, patience: Patience) -> Engine:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from curriculum.features import Features
 from curriculum_api.errors import CorruptStateError
 from curriculum_api.limits import MAX_EMBEDDING_LENGTH
+from curriculum_server.engine.embedding_part import EMBEDDING_DTYPE, decode_part
 from curriculum_server.wire import split_prompt_fields
 
-EMBEDDING_DTYPE = np.dtype("<f2")
-"""Half the bytes of what is sent, and 11 bits are more than an embedding is worth."""
+_NONE, _GIVEN, _ADDED = range(3)
+"""Whether a prompt has an embedding, and whether it came with it or later."""
 
 
 class Catalog:
@@ -29,12 +30,19 @@ class Catalog:
         self.fields: list[bytes] = []
         """Each prompt as a `prompt_field`, encoded once and served as it is."""
         self.embeddings: dict[int, bytes] = {}
-        """By index, those that there are, as EMBEDDING_DTYPE. They are not part of `fields`: a
-        batch would carry them to trainers, who have no use for them."""
+        """By index, those that describe prompts, as EMBEDDING_DTYPE. They are not part of `fields`:
+        a batch would carry them to trainers, who have no use for them. `use_parts` replaces the
+        dict, so that its identity tells what was made of which."""
+        self.embedding_part_count = 0
+        self._waiting: list[dict[int, bytes]] = []
+        """Of each of the last parts, those that describe nothing yet."""
+        self._origin_of = bytearray()
         self.embedding_length = 0
         """Numbers of each embedding; 0 where there is none."""
         self.features: Features | None = None
         """Of the prompts when they were last prepared; see `prepare_features`."""
+        self.features_of: dict[int, bytes] = self.embeddings
+        """The embeddings that `features` were made of."""
         self.preparing: asyncio.Task[None] | None = None
         """The preparation that runs, or the last one."""
         self.chunk_count = 0
@@ -78,6 +86,66 @@ class Catalog:
         self.fields += fields
         self.chunk_count += 1
 
+    @property
+    def used_embedding_part_count(self) -> int:
+        return self.embedding_part_count - len(self._waiting)
+
+    @property
+    def waiting_embedding_count(self) -> int:
+        """Embeddings that describe nothing yet."""
+        return sum(map(len, self._waiting))
+
+    @property
+    def unembedded_count(self) -> int:
+        """Prompts without any embedding."""
+        return self._origin_of.count(_NONE)
+
+    def next_unembedded(self, start: int) -> int | None:
+        """The first prompt from an index on that has no embedding."""
+        found = self._origin_of.find(_NONE, start)
+        return None if found < 0 else found
+
+    def is_embedded(self, index: int) -> bool:
+        return self._origin_of[index] != _NONE
+
+    def given_embedding(self, index: int) -> bytes:
+        """What a prompt came with; empty for none."""
+        return self.embeddings[index] if self._origin_of[index] == _GIVEN else b""
+
+    def append_part(self, part: bytes | None) -> None:
+        """Add one stored part of embeddings, which describe prompts once `use_parts` says so.
+
+        Raises:
+            CorruptStateError: it is missing, damaged, or does not fit the prompts.
+        """
+        name = f"the embeddings of part {self.embedding_part_count}"
+        if part is None:
+            raise CorruptStateError(f"{name} are missing")
+        try:
+            length, by_index = decode_part(part)
+        except ValueError as error:
+            raise CorruptStateError(f"{name} are damaged: {error}") from error
+        if any(index >= len(self) or self.is_embedded(index) for index in by_index):
+            raise CorruptStateError(
+                f"{name} are of prompts that have one already, or are not there"
+            )
+        self._take_length(name, length)
+        for index in by_index:
+            self._origin_of[index] = _ADDED
+        self._waiting.append(by_index)
+        self.embedding_part_count += 1
+
+    def use_parts(self, count: int) -> None:
+        """Let the first so many parts describe prompts."""
+        fresh = self._waiting[: count - self.used_embedding_part_count]
+        if not fresh:
+            return
+        self._waiting = self._waiting[len(fresh) :]
+        embeddings = dict(self.embeddings)
+        for by_index in fresh:
+            embeddings |= by_index
+        self.embeddings = embeddings
+
     def _append_embeddings(self, entries: Mapping[str, Any]) -> None:
         try:
             length, by_row = decode_embeddings(entries)
@@ -85,13 +153,19 @@ class Catalog:
             raise CorruptStateError(
                 f"the embeddings of prompts behind {len(self)} are damaged: {error}"
             ) from error
+        self._take_length(f"the embeddings of prompts behind {len(self)}", length)
+        self.embeddings |= {len(self) + row: vector for row, vector in by_row.items()}
+        origin_of = bytearray(len(entries["ids"]))
+        for row in by_row:
+            origin_of[row] = _GIVEN
+        self._origin_of += origin_of
+
+    def _take_length(self, name: str, length: int) -> None:
         if length and self.embedding_length not in (0, length):
             raise CorruptStateError(
-                f"the embeddings of prompts behind {len(self)} have {length} numbers: must have "
-                f"{self.embedding_length}, as those before"
+                f"{name} have {length} numbers: must have {self.embedding_length}, as those before"
             )
         self.embedding_length = self.embedding_length or length
-        self.embeddings |= {len(self) + row: vector for row, vector in by_row.items()}
 
 
 def encode_chunk(

@@ -20,9 +20,16 @@ LARGEST = {
     "timeline": 2**31,
     "prompt_count": MAX_POOL_PROMPTS,
     "chunk_count": MAX_POOL_PROMPTS,
+    "embedding_part_count": MAX_POOL_PROMPTS,
+    "used_embedding_part_count": MAX_POOL_PROMPTS,
     "next_window": 10**9,
 }
 """So that messages carry them and the names of keys hold them, with room for what is to come."""
+AT_MOST = (
+    ("chunk_count", "prompt_count"),
+    ("embedding_part_count", "prompt_count"),
+    ("used_embedding_part_count", "embedding_part_count"),
+)
 MAX_CHECKPOINTS_EVER = 256
 """As many as servers kept before they kept 64."""
 REFERENCE = Window(0, 0, 0)
@@ -75,8 +82,10 @@ def _config_problems(document: Document) -> Iterator[str]:
         value, least = getattr(document, name), -1 if name == "create_ms" else 0
         if type(value) is not int or not least <= value <= most:
             yield f"{name}={value!r}: must be a whole number in [{least}, {most}]"
-    if document.chunk_count > document.prompt_count:
-        yield f"chunk_count={document.chunk_count}: must be at most {document.prompt_count}"
+    for name, bound in AT_MOST:
+        value, most = getattr(document, name), getattr(document, bound)
+        if value > most:
+            yield f"{name}={value}: must be at most {bound}={most}"
 
 
 def _type_problems(name: str, usual: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from curriculum_api.limits import MAX_DOMAINS
 from curriculum_api.v1 import batch_pb2, operator_service_pb2, prompt_pb2
 from curriculum_server import validate
 from curriculum_server.engine.catalog import decode_embeddings
+from curriculum_server.engine.check_embeddings import check_parts
 from curriculum_server.engine.check_keys import RESTORE
 from curriculum_server.engine.findings import Findings, shown
 from curriculum_server.store.connection import Redis
@@ -33,27 +34,31 @@ from curriculum_server.wire import (
 PROMPTS_PER_TURN = 200
 """Some 5 ms, after which others have theirs."""
 Prompts = Sequence[prompt_pb2.Prompt]
+_NOTHING = None, 0, b""
 PROMPT_FIELD = batch_pb2.ServedPrompt.PROMPT_FIELD_NUMBER
 
 
 async def check_pool(
     redis: Redis, keys: RunKeys, document: Document, findings: Findings
 ) -> array[int]:
-    """Look at every chunk; gives a hash of each prompt_id."""
-    hashes, lengths, domains = array("q"), set[int](), set[str]()
+    """Look at every chunk and all embeddings; gives a hash of each prompt_id."""
+    hashes, lengths, domains, embedded = array("q"), set[int](), set[str](), bytearray()
     for chunk in range(document.chunk_count):
         ((catalog, payload),) = await load_chunks(redis, keys, chunk, chunk + 1)
         for key, blob in ((keys.catalog(chunk), catalog), (keys.payload(chunk), payload)):
             if blob is None:
                 findings.error("chunk_missing", f"{shown(key)} is missing", RESTORE)
         key = keys.catalog(chunk)
-        ids, length = _entries(key, catalog, findings) if catalog is not None else (None, 0)
+        ids, length, rows = _entries(key, catalog, findings) if catalog is not None else _NOTHING
         lengths |= {length} - {0}
+        embedded += rows
         if ids is not None and payload is not None:
             await _check_payload(keys.payload(chunk), ids, payload, findings)
         hashes.extend(hash(prompt_id) for prompt_id, _ in ids or ())
         domains.update(domain for _, domain in ids or ())
         await asyncio.sleep(0)
+    known = None if findings.found else embedded
+    lengths |= await check_parts(redis, keys, document, known, findings)
     if len(lengths) > 1:
         findings.error(
             "embeddings_uneven",
@@ -85,20 +90,21 @@ def check_count(document: Document, hashes: array[int], findings: Findings) -> N
 
 def _entries(
     key: str, catalog: bytes, findings: Findings
-) -> tuple[list[tuple[str, str]] | None, int]:
-    """(prompt_id, domain) of a chunk, None if they cannot be read; and how long its embeddings are,
-    0 if it has none."""
+) -> tuple[list[tuple[str, str]] | None, int, bytes]:
+    """(prompt_id, domain) of a chunk, None if they cannot be read; how long its embeddings are, 0
+    if it has none; and for each prompt whether it has one."""
     try:
         entries = json.loads(catalog)
         ids, domains = entries["ids"], entries["domains"]
         if all(isinstance(text, str) for text in (*ids, *domains)) and ids:
-            length, _ = decode_embeddings(entries)
-            return list(zip(ids, domains, strict=True)), length
+            length, by_row = decode_embeddings(entries)
+            rows = bytes(row in by_row for row in range(len(ids)))
+            return list(zip(ids, domains, strict=True)), length, rows
         problem = "names no prompts"
     except DAMAGE as error:
         problem = repr(error)
     findings.error("catalog_broken", f"{shown(key)} cannot be read: {problem}", RESTORE)
-    return None, 0
+    return _NOTHING
 
 
 async def _check_payload(

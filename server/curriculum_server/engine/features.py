@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -12,19 +14,21 @@ from curriculum.description import Descriptions
 from curriculum.features import Features, design_matrix, extend
 from curriculum_api.errors import CorruptStateError
 from curriculum_api.v1 import operator_service_pb2
-from curriculum_server.engine.catalog import EMBEDDING_DTYPE, Catalog
+from curriculum_server.engine.catalog import Catalog
+from curriculum_server.engine.embedding_part import EMBEDDING_DTYPE
 
 THREAD_PROMPTS = 64
 """Prompts above which a pool is worth a thread: so many take some 5 ms."""
 
 
 class CatalogPrompts:
-    """A catalog's prompts as they were described, as many as there are now. Any thread may read
-    them, for a catalog only grows at its end."""
+    """A catalog's prompts as they are described now, as many as there are. Any thread may read
+    them, for a catalog only grows at its end, and replaces its embeddings."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._count = len(catalog)
+        self.embeddings = catalog.embeddings
 
     def __len__(self) -> int:
         return self._count
@@ -45,7 +49,7 @@ class CatalogPrompts:
             )
         except DecodeError as error:
             raise CorruptStateError(f"a prompt of the pool cannot be decoded: {error}") from error
-        vectors = map(self._catalog.embeddings.get, indices)
+        vectors = map(self.embeddings.get, indices)
         return Descriptions(
             texts=[prompt.text.encode() for prompt in request.prompts],
             attributes=[dict(prompt.features) for prompt in request.prompts],
@@ -68,19 +72,32 @@ async def prepare_features(catalog: Catalog) -> None:
     Raises:
         CorruptStateError: a prompt cannot be decoded.
     """
-    while catalog.features is None or len(catalog.features) != len(catalog):
+    while not _are_prepared(catalog):
         if catalog.preparing is None or catalog.preparing.done():
             catalog.preparing = asyncio.create_task(_prepare(catalog))
         await asyncio.shield(catalog.preparing)
 
 
+def _are_prepared(catalog: Catalog) -> bool:
+    is_of_these = catalog.features_of is catalog.embeddings
+    return catalog.features is not None and len(catalog.features) == len(catalog) and is_of_these
+
+
 async def _prepare(catalog: Catalog) -> None:
-    known, prompts = catalog.features, CatalogPrompts(catalog)
-    if len(prompts) <= THREAD_PROMPTS:
-        catalog.features = _features(known, prompts)
-    else:
-        catalog.features = await asyncio.to_thread(_features, known, prompts)
+    prompts = CatalogPrompts(catalog)
+    work = partial(_features, catalog.features, catalog.features_of, prompts)
+    is_small = len(prompts) <= THREAD_PROMPTS
+    catalog.features = work() if is_small else await asyncio.to_thread(work)
+    catalog.features_of = prompts.embeddings
 
 
-def _features(known: Features | None, prompts: CatalogPrompts) -> Features:
-    return design_matrix(prompts) if known is None else extend(known, prompts)
+def _features(
+    known: Features | None, known_of: Mapping[int, bytes], prompts: CatalogPrompts
+) -> Features:
+    if known is None:
+        return design_matrix(prompts)
+    fresh = (
+        prompts.embeddings.keys() - known_of.keys() if prompts.embeddings is not known_of else ()
+    )
+    redescribed = [index for index in sorted(fresh) if index < len(known)]
+    return extend(known, prompts, np.array(redescribed, np.int64))

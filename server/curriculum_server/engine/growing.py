@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from curriculum_api.errors import AlreadyExistsError, InvalidRequestError
 from curriculum_api.limits import MAX_DOMAINS
-from curriculum_server.engine.catalog import EMBEDDING_DTYPE, encode_chunk
+from curriculum_server.engine.catalog import encode_chunk
+from curriculum_server.engine.embedding_part import EMBEDDING_DTYPE
 from curriculum_server.engine.run import Run
 from curriculum_server.store.commit import Change
 from curriculum_server.store.document import Document
@@ -96,7 +97,7 @@ def _unknown(run: Run, prompts: Sequence[NewPrompt]) -> list[NewPrompt]:
         index = catalog.index.get(prompt.prompt_id)
         if index is None:
             fresh.append(prompt)
-        elif (catalog.fields[index], catalog.embeddings.get(index, b"")) != (
+        elif (catalog.fields[index], catalog.given_embedding(index)) != (
             prompt.field,
             prompt.embedding,
         ):

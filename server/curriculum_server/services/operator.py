@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import re
 
 import numpy as np
@@ -21,10 +20,10 @@ from curriculum_server.engine.findings import Finding
 from curriculum_server.engine.growing import NewPrompt, add_prompts
 from curriculum_server.engine.listing import list_page
 from curriculum_server.engine.run import Run
+from curriculum_server.services.paging import INDEX, decode_token, encode_token
 from curriculum_server.wire import prompt_message
 
 DEFAULT_KS = (1, 2, 4, 8)
-_INDEX = re.compile(r"[0-9]{1,10}")
 _EXPORT_POSITION = re.compile(r"[0-9]{1,18}\.[0-9]{1,10}\.[0-9]{1,10}")
 _CHECK_POSITION = re.compile(validate.RUN_ID.pattern + r":(?:[0-9]{1,10})?")
 
@@ -46,9 +45,9 @@ class OperatorService:
 
     async def ListRuns(self, request: pb.ListRunsRequest) -> pb.ListRunsResponse:
         size = validate.page_size(request.page_size)
-        after = _decode_token(request.page_token, validate.RUN_ID)
+        after = decode_token(request.page_token, validate.RUN_ID)
         shown, after = await list_page(self._engine.redis, after, size, convert.run_message)
-        return pb.ListRunsResponse(runs=shown, next_page_token=_encode_token(after))
+        return pb.ListRunsResponse(runs=shown, next_page_token=encode_token(after))
 
     async def UpdateRun(self, request: pb.UpdateRunRequest) -> pb.UpdateRunResponse:
         run = self._run(request.run_id)
@@ -78,7 +77,7 @@ class OperatorService:
         size = validate.page_size(request.page_size)
         validate.text("domain", request.domain, MAX_DOMAIN_BYTES, empty=True)
         band = _band(request.band) if request.HasField("band") else None
-        start = _decode_token(request.page_token, _INDEX)
+        start = decode_token(request.page_token, INDEX)
         async with run.lock:
             beliefs = await inspection.believe(run)
             found = inspection.matching(beliefs, request.domain, band)
@@ -86,7 +85,7 @@ class OperatorService:
             states = list(inspection.prompt_states(beliefs, page[:size]))
         after = str(page[size]) if len(page) > size else ""
         shown = [convert.state_message(state) for state in states]
-        return pb.ListPromptsResponse(prompts=shown, next_page_token=_encode_token(after))
+        return pb.ListPromptsResponse(prompts=shown, next_page_token=encode_token(after))
 
     async def GetPrompt(self, request: pb.GetPromptRequest) -> pb.GetPromptResponse:
         run = self._run(request.run_id)
@@ -122,12 +121,12 @@ class OperatorService:
 
     async def ExportRun(self, request: pb.ExportRunRequest) -> pb.ExportRunResponse:
         run_id = validate.run_id(request.run_id)
-        token = _decode_token(request.page_token, _EXPORT_POSITION)
+        token = decode_token(request.page_token, _EXPORT_POSITION)
         position = transfer.Position.parse(token) if token else None
         page = await transfer.export_page(self._engine.redis, run_id, position)
         return pb.ExportRunResponse(
             parts=[run_pb2.RunPart(name=name, content=content) for name, content in page.parts],
-            next_page_token=_encode_token(str(page.next or "")),
+            next_page_token=encode_token(str(page.next or "")),
         )
 
     async def ImportRun(self, request: pb.ImportRunRequest) -> pb.ImportRunResponse:
@@ -144,7 +143,7 @@ class OperatorService:
 
     async def CheckStore(self, request: pb.CheckStoreRequest) -> pb.CheckStoreResponse:
         run_id = validate.run_id(request.run_id) if request.run_id else ""
-        position = _decode_token(request.page_token, _CHECK_POSITION)
+        position = decode_token(request.page_token, _CHECK_POSITION)
         if run_id and position and position.partition(":")[0] != run_id:
             raise InvalidRequestError("page_token: must come from the page before")
         page = await doctor.check_page(self._engine.redis, run_id, position)
@@ -152,7 +151,7 @@ class OperatorService:
             findings=[_finding(found) for found in page.findings],
             run_ids=page.run_ids,
             store=page.store,
-            next_page_token=_encode_token(page.position),
+            next_page_token=encode_token(page.position),
         )
 
     def _run(self, run_id: str) -> Run:
@@ -183,17 +182,3 @@ def _band(value: int) -> Band:
     if value not in known:
         raise InvalidRequestError(f"band={value}: must be one of {', '.join(map(str, known))}")
     return known[value]
-
-
-def _encode_token(text: str) -> str:
-    return base64.urlsafe_b64encode(text.encode()).decode()
-
-
-def _decode_token(token: str, pattern: re.Pattern[str]) -> str:
-    try:
-        text = base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
-    except ValueError:
-        text = ""
-    if token and not pattern.fullmatch(text):
-        raise InvalidRequestError("page_token: must come from the page before")
-    return text

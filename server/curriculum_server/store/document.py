@@ -15,9 +15,9 @@ from curriculum_api.limits import MAX_CHECKPOINTS
 from curriculum_server.store.columns import column_names
 from curriculum_server.store.windows import Window, mergeable, merged
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """1 knew neither merged windows nor the batches that a checkpoint keeps; 2 had no objectives and a
-`discount` in its configuration."""
+`discount` in its configuration; 3 had no embeddings beside the chunks of prompts."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,9 @@ class Document:
     timeline: int = 0
     prompt_count: int = 0
     chunk_count: int = 0
+    embedding_part_count: int = 0
+    used_embedding_part_count: int = 0
+    """The first so many of them describe prompts; the others wait until they are enough."""
     windows: tuple[Window, ...] = (Window(0, 0, 0),)
     next_window: int = 1
     sealed_window: int = -1
@@ -62,6 +65,8 @@ class Document:
             values = _from_version_1(values)
         if values["schema"] == 2:
             values["schema"] = 3  # what is new in the configuration has defaults there
+        if values["schema"] == 3:
+            values["schema"] = 4  # what is new has defaults
         if values["schema"] != SCHEMA_VERSION:
             raise StateError(
                 f"schema={values['schema']}: must be at most {SCHEMA_VERSION}; the store was "

@@ -118,6 +118,17 @@ async def load_chunks(
     return list(zip(blobs[::2], blobs[1::2], strict=True))
 
 
+async def load_embedding_parts(
+    redis: Redis, keys: RunKeys, first: int, stop: int
+) -> list[bytes | None]:
+    """Each part of embeddings in [first, stop)."""
+    with store_errors():
+        async with redis.pipeline(transaction=False) as pipe:
+            for part in range(first, stop):
+                pipe.get(keys.embedding(part))
+            return list(await pipe.execute())
+
+
 async def load_open_batches(redis: Redis, keys: RunKeys, number: int) -> dict[str, BatchRecord]:
     """The batches that were open at a checkpoint, by request_id."""
     blob = await load_record(redis, keys.open_batches(number))

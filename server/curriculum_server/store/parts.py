@@ -2,6 +2,7 @@
 
     run.json                       the document, the newest step and the windows' group counters
     prompts/<chunk>/catalog/<at>   prompts/<chunk>/payload/<at>
+    embeddings/<part>/<at>         embeddings that came after their prompts
     windows/<window>/<column>/<at> a column, or the log of servings
     open/<number>/<at>             batches that were open at a checkpoint
 
@@ -36,7 +37,9 @@ DAMAGE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, Recu
 """What reading JSON raises that is none, or not of the form that it must have."""
 MANIFEST = "run.json"
 
-_NAME = re.compile(r"(prompts|windows|open)/([0-9]{1,18})/(?:([a-z0-9_:]{1,80})/)?([0-9]{1,10})")
+_NAME = re.compile(
+    r"(prompts|embeddings|windows|open)/([0-9]{1,18})/(?:([a-z0-9_:]{1,80})/)?([0-9]{1,10})"
+)
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,8 @@ def items(keys: RunKeys, document: Document) -> list[Item]:
         catalog, payload = keys.catalog(chunk), keys.payload(chunk)
         found.append(Item(((f"prompts/{chunk}/catalog", catalog),), required=True))
         found.append(Item(((f"prompts/{chunk}/payload", payload),), required=True))
+    for part in range(document.embedding_part_count):
+        found.append(Item(((f"embeddings/{part}", keys.embedding(part)),), required=True))
     names, size = document.column_names, CELL_BYTES * document.prompt_count
     for window in document.windows:
         number = window.window
@@ -136,6 +141,7 @@ def locate(keys: RunKeys, name: str, size: int) -> tuple[str, int]:
     found = {
         ("prompts", "catalog"): keys.catalog(number),
         ("prompts", "payload"): keys.payload(number),
+        ("embeddings", None): keys.embedding(number),
         ("windows", member): keys.column(number, str(member)),
         ("open", None): keys.open_batches(number),
     }.get((group, member))
@@ -147,6 +153,7 @@ def locate(keys: RunKeys, name: str, size: int) -> tuple[str, int]:
 
 _KINDS = {
     "prompts": {Kind.CATALOG, Kind.PAYLOAD},
+    "embeddings": {Kind.EMBEDDING},
     "windows": {Kind.COLUMN},
     "open": {Kind.OPEN_BATCHES},
 }
