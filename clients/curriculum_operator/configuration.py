@@ -6,6 +6,7 @@ contract gains can be set here at once. Ranges are the server's to check.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import tomllib
@@ -18,7 +19,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from curriculum_api.errors import InvalidRequestError
-from curriculum_api.v1.run_pb2 import Channel, RunConfig, SelectionConfig
+from curriculum_api.v1.run_pb2 import Channel, RunConfig
 
 _UNIT_S = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?[dhms])+")
@@ -26,7 +27,9 @@ _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)([dhms])")
 
 _INTEGER_BITS = {FieldDescriptor.CPPTYPE_UINT32: 32, FieldDescriptor.CPPTYPE_UINT64: 64}
 
-_SELECTION = "selection"
+_SECTIONS = ("selection", "sampling")
+"""Parts of the configuration whose keys have names of their own, so that these will do."""
+_TRUTHS = {"true": True, "false": False}
 _KEY_WORDS = {"domain_shares": "DOMAIN", "objective": "NAME"}
 """What stands for the keys of a table that are free."""
 
@@ -43,7 +46,10 @@ def config_from_toml(path: Path) -> RunConfig:
 
 
 def assign(config: RunConfig, key: str, text: str) -> None:
-    """Sets one field from words as typed: `selection.optimism=1.5`, or for short `optimism=1.5`."""
+    """Sets one field from words as typed: `selection.optimism=1.5`, or for short `optimism=1.5`.
+
+    A list of texts is one of JSON's, or one text: `stop=["a", "b"]`, `stop=a`.
+    """
     owner, name, rest = _resolve(config, key)
     value = getattr(owner, name)
     field: Any = owner.DESCRIPTOR.fields_by_name[name]
@@ -52,6 +58,8 @@ def assign(config: RunConfig, key: str, text: str) -> None:
         value[rest] = _scalar(entry, key, _typed(entry, text))  # type: ignore[index]
     elif isinstance(value, Duration):
         value.CopyFrom(duration(key, text))
+    elif not rest and _is_list(value) and field.message_type is None:
+        value[:] = [_scalar(field, key, item) for item in _items(text)]
     elif rest or isinstance(value, Message | Mapping) or _is_list(value):
         raise InvalidRequestError(f"{key}={text}: cannot be set so; {_allowed(RunConfig())}")
     else:
@@ -120,10 +128,14 @@ def allowed_keys(message: Message, prefix: str = "") -> list[str]:
 def _resolve(config: RunConfig, key: str) -> tuple[Message, str, str]:
     """The message that owns the key, the field's name there, and what follows it."""
     owner: Message = config
-    path = key.removeprefix(f"{_SELECTION}.")
-    if path != key or path.partition(".")[0] in SelectionConfig.DESCRIPTOR.fields_by_name:
-        owner = config.selection
-    name, _, rest = path.partition(".")
+    name, _, rest = key.partition(".")
+    for section in _SECTIONS:
+        part = getattr(config, section)
+        if name == section and rest:
+            owner, (name, _, rest) = part, rest.partition(".")
+            break
+        if name in part.DESCRIPTOR.fields_by_name:
+            owner = part
     if name not in owner.DESCRIPTOR.fields_by_name:
         raise InvalidRequestError(f"{key}: unknown key; {_allowed(RunConfig())}")
     return owner, name, rest
@@ -144,6 +156,8 @@ def _fill(message: Message, table: Mapping[str, Any], *, prefix: str, where: str
                 current[domain] = _scalar(entry, f"{key}.{domain}", share)  # type: ignore[index]
         elif isinstance(current, Message):
             _fill(current, _table(key, value), prefix=f"{prefix}{name}.", where=where)
+        elif _is_list(current) and field.message_type is None:
+            current[:] = [_scalar(field, key, item) for item in _list(key, value, "texts")]
         elif _is_list(current):
             _fill_list(current, key, value)
         else:
@@ -151,9 +165,7 @@ def _fill(message: Message, table: Mapping[str, Any], *, prefix: str, where: str
 
 
 def _fill_list(target: Any, key: str, value: object) -> None:
-    if not isinstance(value, list):
-        raise InvalidRequestError(f"{key}={value!r}: must be a list of tables")
-    for number, item in enumerate(value):
+    for number, item in enumerate(_list(key, value, "tables")):
         added = target.add()
         table = _table(f"{key}[{number}]", item)
         _fill(added, table, prefix="", where=f"{key}[{number}].")
@@ -168,6 +180,9 @@ def _scalar(field: Any, key: str, value: object) -> object:
     if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
         if not isinstance(value, str):
             raise InvalidRequestError(f"{key}={value!r}: must be text")
+    elif field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
+        if not isinstance(value, bool):
+            raise InvalidRequestError(f"{key}={value!r}: must be true or false")
     elif field.cpp_type == FieldDescriptor.CPPTYPE_DOUBLE:
         if not number:
             raise InvalidRequestError(f"{key}={value!r}: must be a number")
@@ -179,7 +194,17 @@ def _scalar(field: Any, key: str, value: object) -> object:
 
 
 def _typed(field: Any, text: str) -> int | float | str:
+    if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
+        return _TRUTHS.get(text, text)
     return text if field.cpp_type == FieldDescriptor.CPPTYPE_STRING else _number_or_text(text)
+
+
+def _items(text: str) -> list[object]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = text
+    return found if isinstance(found, list) else [text]
 
 
 def _number_or_text(text: str) -> int | float | str:
@@ -194,6 +219,12 @@ def _number_or_text(text: str) -> int | float | str:
 def _table(key: str, value: object) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidRequestError(f"{key}={value!r}: must be a table")
+    return value
+
+
+def _list(key: str, value: object, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise InvalidRequestError(f"{key}={value!r}: must be a list of {what}")
     return value
 
 

@@ -10,11 +10,19 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from curriculum_api.errors import InvalidRequestError
-from curriculum_api.v1 import batch_pb2, operator_service_pb2, prompt_pb2, run_pb2, stats_pb2
+from curriculum_api.v1 import (
+    batch_pb2,
+    operator_service_pb2,
+    probe_service_pb2,
+    prompt_pb2,
+    run_pb2,
+    stats_pb2,
+)
 from curriculum_server.engine import inspection
-from curriculum_server.engine.catalog import EMBEDDING_DTYPE
 from curriculum_server.engine.config import RETIRED_SELECTION, RunConfig
 from curriculum_server.engine.counting import Attempts
+from curriculum_server.engine.embedding import NewEmbedding, Page
+from curriculum_server.engine.embedding_part import EMBEDDING_DTYPE
 from curriculum_server.engine.growing import NewPrompt
 from curriculum_server.engine.mirror import Mirror
 from curriculum_server.engine.reporting import ReportRequest, report_digest
@@ -22,7 +30,7 @@ from curriculum_server.store.columns import ATTEMPTS, PASSES
 from curriculum_server.store.document import Document
 from curriculum_server.store.load import Header
 from curriculum_server.store.reports import Receipt
-from curriculum_server.wire import prompt_field
+from curriculum_server.wire import prompt_field, prompt_message
 
 
 def config_changes(message: run_pb2.RunConfig) -> dict[str, Any]:
@@ -42,6 +50,8 @@ def config_changes(message: run_pb2.RunConfig) -> dict[str, Any]:
             if name in changes["selection"]:
                 shown = f"config.selection.{name}={changes['selection'][name]}"
                 raise InvalidRequestError(f"{shown}: must be absent; {why}")
+    if message.HasField("sampling"):
+        changes["sampling"] = _set_fields(message.sampling)
     if message.channels:
         changes["channels"] = [_channel(c) for c in message.channels]
     if message.objective:
@@ -99,6 +109,25 @@ def _new_prompt(message: prompt_pb2.Prompt) -> NewPrompt:
         message = served
     field = prompt_field(message.SerializeToString(deterministic=True))
     return NewPrompt(message.prompt_id, message.domain, field, embedding)
+
+
+def new_embeddings(messages: list[prompt_pb2.PromptEmbedding]) -> list[NewEmbedding]:
+    return [
+        NewEmbedding(
+            message.prompt_id,
+            np.array(message.embedding, np.float32).astype(EMBEDDING_DTYPE).tobytes(),
+        )
+        for message in messages
+    ]
+
+
+def unembedded_message(page: Page) -> probe_service_pb2.ListUnembeddedPromptsResponse:
+    """But for the token of the next page."""
+    prompts = [prompt_pb2.Prompt.FromString(prompt_message(field)) for field in page.fields]
+    return probe_service_pb2.ListUnembeddedPromptsResponse(
+        prompts=[prompt_pb2.Prompt(prompt_id=p.prompt_id, text=p.text) for p in prompts],
+        unembedded_count=page.unembedded_count,
+    )
 
 
 def report_request(message: Any) -> ReportRequest:
@@ -262,6 +291,9 @@ def _config_message(config: RunConfig) -> run_pb2.RunConfig:
     values = config.to_mapping()
     values["lease_ttl"] = Duration(seconds=values.pop("lease_ttl_s"))
     values["selection"] = run_pb2.SelectionConfig(**values["selection"])
+    sampling = run_pb2.SamplingConfig(**values.pop("sampling"))
+    # Absent where nothing is set, as when the run was created.
+    values["sampling"] = sampling if sampling.ListFields() else None
     values["channels"] = [run_pb2.Channel(**channel) for channel in values["channels"]]
     return run_pb2.RunConfig(**values)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from curriculum_api import limits
 from curriculum_api.errors import InvalidRequestError
-from curriculum_api.v1 import batch_pb2, prompt_pb2
+from curriculum_api.v1 import batch_pb2, probe_service_pb2, prompt_pb2
 
 RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 PIECE_PROMPTS, PIECE_BYTES = 128, 1 << 20
@@ -49,6 +49,20 @@ def rollout_budget(value: int, prompt_count: int) -> int:
     return count("rollout_budget", value, 2, prompt_count * limits.MAX_SLOT_ATTEMPTS)
 
 
+def probe_budget(request: probe_service_pb2.LeaseProbesRequest) -> tuple[int | None, int | None]:
+    """Attempts for each prompt, and for all; at most one of them is given."""
+    attempts = rollouts = None
+    if request.HasField("attempt_count"):
+        attempts = count("attempt_count", request.attempt_count, 1, limits.MAX_GROUP_SIZE)
+    if request.HasField("rollout_budget"):
+        rollouts = count("rollout_budget", request.rollout_budget, 1, limits.MAX_PROBE_ROLLOUTS)
+    if attempts and rollouts:
+        raise InvalidRequestError(
+            f"rollout_budget={rollouts}: must be absent where attempt_count={attempts} is given"
+        )
+    return attempts, rollouts
+
+
 def page_size(value: int) -> int:
     return count("page_size", value, 0, limits.MAX_PAGE_SIZE) or limits.DEFAULT_PAGE_SIZE
 
@@ -72,6 +86,26 @@ def prompts(values: Sequence[prompt_pb2.Prompt]) -> Iterator[list[prompt_pb2.Pro
             yield piece
             piece, piece_bytes = [], 0
     yield piece
+
+
+def embeddings(
+    values: Sequence[prompt_pb2.PromptEmbedding],
+) -> Iterator[list[prompt_pb2.PromptEmbedding]]:
+    """The embeddings in pieces, each checked when it is asked for."""
+    count("len(embeddings)", len(values), 1, limits.MAX_ADD_EMBEDDINGS)
+    seen: set[str] = set()
+    for start in range(0, len(values), PIECE_PROMPTS):
+        piece = list(values[start : start + PIECE_PROMPTS])
+        for row, value in enumerate(piece, start):
+            name = f"embeddings[{row}]"
+            text(f"{name}.prompt_id", value.prompt_id, limits.MAX_PROMPT_ID_BYTES)
+            _embedding(f"{name}.embedding", value.embedding, 1)
+            if value.prompt_id in seen:
+                raise InvalidRequestError(
+                    f"{name}.prompt_id={_shown(value.prompt_id)}: must occur once in a request"
+                )
+            seen.add(value.prompt_id)
+        yield piece
 
 
 def outcomes(value: batch_pb2.Outcomes) -> None:
@@ -105,8 +139,8 @@ def prompt(name: str, value: prompt_pb2.Prompt) -> int:
     return size + 4 * len(value.embedding)
 
 
-def _embedding(name: str, values: Sequence[float]) -> None:
-    count(f"len({name})", len(values), 0, limits.MAX_EMBEDDING_LENGTH)
+def _embedding(name: str, values: Sequence[float], least: int = 0) -> None:
+    count(f"len({name})", len(values), least, limits.MAX_EMBEDDING_LENGTH)
     most = limits.MAX_EMBEDDING_VALUE
     is_wrong = ~(np.abs(np.array(values, np.float32)) <= most)  # so that NaN is wrong
     if is_wrong.any():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from google.protobuf import json_format
 
-from curriculum_api.v1.run_pb2 import RunConfig, SelectionConfig
+from curriculum_api.v1.run_pb2 import RunConfig, SamplingConfig, SelectionConfig
 
 TLS = Path(__file__).parents[1] / "server" / "tls"
 
@@ -71,6 +71,10 @@ def test_a_toml_file_is_read_and_assignments_win(curriculum, service, tmp_path):
         optimism = 2
         [selection.domain_shares]
         math = 0.5
+        [sampling]
+        temperature = 0
+        stop = ["</answer>", "\\n\\n"]
+        chat = true
         [objective]
         reward = 3
         entropy = 0.5
@@ -87,6 +91,29 @@ def test_a_toml_file_is_read_and_assignments_win(curriculum, service, tmp_path):
     assert dict(config.selection.domain_shares) == {"math": 0.5}
     assert config.channels[0].max_value == 5.5
     assert dict(config.objective) == {"reward": 3.0, "entropy": 0.5}
+    assert config.sampling == SamplingConfig(temperature=0, stop=["</answer>", "\n\n"], chat=True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "stop"),
+    [("[END]", ["[END]"]), ('["\\n\\n", "é"]', ["\n\n", "é"]), ("7", ["7"]), ('"a"', ['"a"'])],
+)
+def test_how_the_trainer_samples_is_set_and_shown_as_it_would_be_set(
+    curriculum, service, typed, stop
+):
+    curriculum.ok(
+        *("runs", "create", "r1", "--set", "sampling.temperature=0.7", "--set", f"stop={typed}"),
+        *("--set", "chat=false", "--set", "max_policy_lag=0"),
+    )
+    config = service.runs["r1"].run.config
+    assert config.sampling == SamplingConfig(temperature=0.7, stop=stop, chat=False)
+    assert config.HasField("max_policy_lag")
+    shown = " ".join(curriculum.ok("runs", "show", "r1").split())
+    assert "max_policy_lag 0" in shown
+    assert "sampling.chat false" in shown
+    assert f"sampling.stop {json.dumps(stop, ensure_ascii=False)}" in shown
+    curriculum.ok("runs", "update", "r1", "--set", "sampling.stop=x")
+    assert list(service.runs["r1"].run.config.sampling.stop)[-1] == "x"
 
 
 @pytest.mark.parametrize(
@@ -100,6 +127,10 @@ def test_a_toml_file_is_read_and_assignments_win(curriculum, service, tmp_path):
         ("selection = 3", "selection=3: must be a table"),
         ("lease_ttl = 'soon'", "lease_ttl='soon': write a duration"),
         ("[[channels]]\nname = 'a'", "channels[0]: min_value, max_value missing"),
+        ("[sampling]\nchat = 1", "sampling.chat=1: must be true or false"),
+        ("[sampling]\nstop = 'a'", "sampling.stop='a': must be a list of texts"),
+        ("[sampling]\nstop = [1]", "sampling.stop=1: must be text"),
+        ("[sampling]\nheat = 1", "sampling.heat: unknown key; allowed are temperature, top_p"),
         ("channels = 1", "channels=1: must be a list of tables"),
         ("objective = 1", "objective=1: must be a table"),
         ("[objective]\nreward = 'much'", "objective.reward='much': must be a number"),
@@ -116,14 +147,21 @@ def test_a_bad_toml_file_is_refused_by_name(curriculum, service, tmp_path, toml,
 
 
 def test_every_field_of_the_contract_can_be_set(curriculum, service):
-    skipped = {"selection", "channels", "domain_shares", "objective"}  # have their own forms
-    fields = [*RunConfig.DESCRIPTOR.fields, *SelectionConfig.DESCRIPTOR.fields]
-    names = [field.name for field in fields if field.name not in skipped]
-    curriculum.ok("runs", "create", "r1", *(f"--set={name}=1" for name in names))
+    # These have their own forms.
+    skipped = {"selection", "sampling", "channels", "domain_shares", "objective", "stop", "chat"}
+    parts = [RunConfig.DESCRIPTOR, SelectionConfig.DESCRIPTOR, SamplingConfig.DESCRIPTOR]
+    fields = [field for part in parts for field in part.fields if field.name not in skipped]
+    curriculum.ok("runs", "create", "r1", *(f"--set={field.name}=1" for field in fields))
     config = service.runs["r1"].run.config
-    for name in names:
-        owner = config if name in RunConfig.DESCRIPTOR.fields_by_name else config.selection
-        assert owner.HasField(name), name
+    owners = dict(zip(parts, (config, config.selection, config.sampling), strict=True))
+    for field in fields:
+        assert owners[field.containing_type].HasField(field.name), field.name
+
+
+def test_no_two_fields_of_the_contract_are_set_by_one_short_name():
+    parts = (RunConfig, SelectionConfig, SamplingConfig)
+    names = [field.name for part in parts for field in part.DESCRIPTOR.fields]
+    assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +170,12 @@ def test_every_field_of_the_contract_can_be_set(curriculum, service):
         (["--set", "nonsense=1"], "nonsense: unknown key; allowed are"),
         (["--set", "optimism"], "write KEY=VALUE"),
         (["--set", "optimism=much"], "optimism='much': must be a number"),
+        (["--set", "chat=1"], "chat='1': must be true or false"),
+        (["--set", "stop=[1]"], "stop=1: must be text"),
+        (["--set", "stop.x=1"], "stop.x=1: cannot be set so"),
+        (["--set", "sampling=1"], "sampling=1: cannot be set so"),
+        (["--set", "sampling.heat=1"], "sampling.heat: unknown key"),
+        (["--set", "selection.chat=true"], "selection.chat: unknown key"),
         (["--set", "channels=a"], "channels=a: cannot be set so"),
         (["--set", "seed.x=1"], "seed.x=1: cannot be set so"),
         (["--set", "domain_shares=1"], "domain_shares=1: cannot be set so"),

@@ -87,6 +87,35 @@ class RunDriver:
             )
         )
 
+    # Embeddings
+
+    def embed_request(
+        self, embeddings: Mapping[str, Sequence[float]], request_id: str = "embed"
+    ) -> pr.AddEmbeddingsRequest:
+        """By prompt_id."""
+        return pr.AddEmbeddingsRequest(
+            run_id=self.run_id,
+            request_id=request_id,
+            embeddings=[
+                prompt_pb2.PromptEmbedding(prompt_id=prompt_id, embedding=vector)
+                for prompt_id, vector in embeddings.items()
+            ],
+        )
+
+    def embed(self, embeddings: Mapping[str, Sequence[float]]) -> tuple[int, int]:
+        """How many were added, and how many were known."""
+        answer = self.stubs.probe.AddEmbeddings(self.embed_request(embeddings))
+        return answer.added_count, answer.known_count
+
+    def unembedded(
+        self, page_size: int = 1000, page_token: str = ""
+    ) -> pr.ListUnembeddedPromptsResponse:
+        return self.stubs.probe.ListUnembeddedPrompts(
+            pr.ListUnembeddedPromptsRequest(
+                run_id=self.run_id, page_size=page_size, page_token=page_token
+            )
+        )
+
     # Reports
 
     def report_request(

@@ -120,12 +120,14 @@ class LedgerCalls(RuleBasedStateMachine):
         while f"{client}-{number}" in self.model.batches:
             number += 1
         self.model.sequences[client] = number + 1
-        kind = pr.LeaseProbesRequest if client == "prober" else tr.NextBatchRequest
+        is_probe = client == "prober"
+        kind = pr.LeaseProbesRequest if is_probe else tr.NextBatchRequest
         return kind(
             run_id=self.run_id,
             request_id=f"{client}-{number}",
             prompt_count=count,
             policy_step=max(0, step),
+            **({"attempt_count": 2} if is_probe else {}),
         )
 
     def ask(self, request: object, pick: int) -> object:
@@ -145,7 +147,13 @@ class LedgerCalls(RuleBasedStateMachine):
     def lease_by(self, request, pick):
         now_s, low = self.now_s(), self.open_from()
         batch = self.ask(request, pick)
-        if request.policy_step < low:
+        step, is_probe = request.policy_step, isinstance(request, pr.LeaseProbesRequest)
+        if is_probe and step == 0 < self.model.policy_step:
+            assert {p.reason for p in batch.prompts} <= {batch_pb2.REASON_REFERENCE}
+            self.leased(batch, request, now_s)
+        elif is_probe and step < low:
+            assert (list(batch.prompts), "is too old" in batch.shortfall) == ([], True)
+        elif step < low:
             assert batch == "INVALID_ARGUMENT"
         else:
             self.leased(batch, request, now_s)
@@ -329,14 +337,14 @@ class LedgerCalls(RuleBasedStateMachine):
     def report_attempts(self, batch, attempts, lag, pick):
         if not attempts or self.is_superseded(batch):
             return
-        step = max(0, self.model.policy_step - lag)
+        step = 0 if batch.is_of_reference else max(0, self.model.policy_step - lag)
         request = self.report_request(batch, attempts, step)
         low = self.open_from()
         receipt = self.send(request, pick)
         refusals = self.refusals_of(batch)
         if not refusals and not batch.takes(attempts):
             refusals = {"FAILED_PRECONDITION"}
-        if not refusals and step < low:
+        if not refusals and step < low and not batch.is_of_reference:
             refusals = {"INVALID_ARGUMENT"}
         if refusals:
             assert receipt in refusals

@@ -18,6 +18,7 @@ COLUMNS = (
     *("attempts", "passes", "reward_excess", "reward_sq_excess", "tokens", "probed"),
     *("objective", "objective_sq", f"ch:{CHANNEL}"),
 )
+REFERENCE_COLUMNS = ("reference_attempts", "reference_passes")
 RECORD_GRACE_S = 3600
 
 # What the tests give, chosen so that every fixed-point amount is a whole number and no rounding can
@@ -71,6 +72,10 @@ class Attempt:
         )
         return dict(zip(COLUMNS, map(int, given), strict=True))
 
+    def reference_amounts(self) -> dict[str, int]:
+        """What it adds if the reference policy made it when the run had gone on."""
+        return dict(zip(REFERENCE_COLUMNS, (1, int(self.passed)), strict=True))
+
 
 @dataclass
 class Slot:
@@ -111,6 +116,10 @@ class LeasedBatch:
     is_released: bool = False
 
     @property
+    def is_of_reference(self) -> bool:
+        return any(p.reason == batch_pb2.REASON_REFERENCE for p in self.message.prompts)
+
+    @property
     def prompt_ids(self) -> list[str]:
         return [slot.prompt_id for slot in self.slots]
 
@@ -133,7 +142,7 @@ class Counts:
     """What a checkpoint keeps and a rollback brings back."""
 
     columns: dict[str, Counter[str]] = field(
-        default_factory=lambda: {name: Counter() for name in COLUMNS}
+        default_factory=lambda: {name: Counter() for name in (*COLUMNS, *REFERENCE_COLUMNS)}
     )
     served: dict[str, int] = field(default_factory=dict)
     """By prompt, the newest step at which it was served to a trainer."""
@@ -218,7 +227,10 @@ class Model:
         completed = mixed = 0
         for attempt in attempts:
             slot = batch.slots[attempt.slot]
-            amounts = attempt.amounts(is_probe=batch.is_probe, has_objective=self.has_objective)
+            if batch.is_of_reference:
+                amounts = attempt.reference_amounts()
+            else:
+                amounts = attempt.amounts(is_probe=batch.is_probe, has_objective=self.has_objective)
             for name, amount in amounts.items():
                 self.counts.columns[name][slot.prompt_id] += amount
             slot.attempts += 1

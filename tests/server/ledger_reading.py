@@ -11,7 +11,14 @@ import redis
 from curriculum_server.store.document import Document
 from curriculum_server.store.keys import RunKeys
 from tests.server.driving import RunDriver
-from tests.server.ledger_model import CHANNEL, COLUMNS, OBJECTIVE, Counts, Model
+from tests.server.ledger_model import (
+    CHANNEL,
+    COLUMNS,
+    OBJECTIVE,
+    REFERENCE_COLUMNS,
+    Counts,
+    Model,
+)
 
 CLOSED = 1 << 31
 SLOT_BYTES = 20
@@ -48,7 +55,11 @@ class StoredRun:
             for w in self.document.windows
             if last_window is None or w.window <= last_window
         ]
-        names = [(window, name) for window in windows for name in (*COLUMNS, "served")]
+        names = [
+            (window, name)
+            for window in windows
+            for name in (*COLUMNS, *REFERENCE_COLUMNS, "served")
+        ]
         blobs = self._client.mget([self._keys.column(*at) for at in names])
         for (_, name), blob in zip(names, blobs, strict=True):
             if name == "served":

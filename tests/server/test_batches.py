@@ -273,7 +273,7 @@ def test_review_and_reach_have_their_places(open_run):
 def test_a_served_prompt_rests_and_a_probed_one_does_not(open_run):
     run = open_run(40, selection={"rest_steps": 3})
     served = ids(run.play(5, count=2, passes=4))
-    probed = run.probes(count=38).batch
+    probed = run.probes(count=38, step=5, attempt_count=8).batch
     run.report_probes(probed, {p.slot: [1.0] * 8 for p in probed.prompts})
     states = {state.prompt_id: state for state in run.list().prompts}
     assert {i for i, state in states.items() if state.HasField("last_served_step")} == served
@@ -300,11 +300,6 @@ def test_probes_are_leased_with_the_published_policy(open_run):
     assert run.get().policy.policy_step == 4
     run.publish(4, "s3://elsewhere/4")
     assert run.get().policy.uri == "s3://elsewhere/4"
-
-
-def test_probes_ask_for_a_group_unless_told(open_run):
-    run = open_run(10, selection={"group_size": 5})
-    assert {p.attempt_count for p in run.probes(count=3).batch.prompts} == {5}
 
 
 def test_probes_prefer_what_is_least_certain(open_run):

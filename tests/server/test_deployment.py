@@ -118,14 +118,15 @@ def test_secrets_are_mounted_where_the_server_looks_for_them(compose, cluster):
 
 
 def test_the_prober_is_told_what_it_understands(compose):
-    from curriculum_probe import cli
+    from curriculum_probe.arguments import parser
+    from curriculum_probe.engines import ENGINES
 
     overlay = load("compose.tls.yaml")["services"]["prober"]["environment"]
     for name in compose["prober"]["environment"] | overlay:
         assert name.startswith(ENVIRONMENT_PREFIX)
         assert name in FOREIGN_VARIABLES
-    parsed = cli._parser().parse_args(compose["prober"]["command"])
-    assert parsed.engine in cli.ENGINES
+    parsed = parser().parse_args(compose["prober"]["command"])
+    assert parsed.engine in ENGINES
 
 
 def test_ports_agree(compose, cluster):

@@ -15,7 +15,8 @@ COLUMN = re.compile(
     r"w:(\d+):(attempts|passes|reward_excess|reward_sq_excess|tokens|probed|objective|objective_sq|ch:\w+)"
 )
 PERMANENT = re.compile(
-    r"meta|events|leases|catalog:\d+|payload:\d+|open:\d+|w:\d+:served|" + COLUMN.pattern
+    r"meta|events|leases|catalog:\d+|payload:\d+|embedding:\d+|open:\d+|w:\d+:served|"
+    + COLUMN.pattern
 )
 EXPIRING = re.compile(r"batch:\d+:.*|report:\d+:.*|rollback:.*")
 
@@ -51,6 +52,7 @@ def use_everything(run):
     run.publish(4, "/weights")
     run.update(window_steps=2)
     run.add([prompt_pb2.Prompt(prompt_id="new", domain="new")])
+    run.embed({"new": [0.5, 1.0]})
     run.checkpoint("b", 6)
     run.play(7, count=6)
     run.rollback("b")

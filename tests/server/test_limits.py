@@ -8,6 +8,7 @@ import pytest
 
 from curriculum_api import limits
 from curriculum_api.v1 import operator_service_pb2 as op
+from curriculum_api.v1 import probe_service_pb2 as pr
 from curriculum_api.v1 import prompt_pb2, run_pb2, stats_pb2
 from curriculum_api.v1 import trainer_service_pb2 as tr
 
@@ -102,6 +103,13 @@ CASES = {
         lambda run, n: op.CompareBoundaryRequest(run_id=run.run_id, after=LATER, ks=[1] * n),
         "len(ks)=17: must be in [0, 16]",
     ),
+    "MAX_PROBE_ROLLOUTS": (
+        "probe.LeaseProbes",
+        lambda run, n: pr.LeaseProbesRequest(
+            run_id=run.run_id, request_id=f"r{n}", prompt_count=1, rollout_budget=n
+        ),
+        "rollout_budget=1048577: must be in [1, 1048576]",
+    ),
     "MAX_GROUP_SIZE": (
         "operator.CompareBoundary",
         lambda run, n: op.CompareBoundaryRequest(run_id=run.run_id, after=LATER, ks=[n]),
@@ -130,6 +138,7 @@ CASES = {
 ELSEWHERE = {
     "MAX_REPORT_ATTEMPTS": "test_a_report_holds_as_many_attempts_as_it_may",
     "MAX_MESSAGE_BYTES": "test_a_message_is_as_large_as_it_may_be",
+    "MAX_ADD_EMBEDDINGS": "test_probed_embeddings.py",
     "MAX_CHECKPOINTS": "an older one is let go",
     "MAX_POLICY_STEP": "test_a_step_is_as_large_as_it_may_be",
 }

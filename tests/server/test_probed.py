@@ -31,7 +31,7 @@ def test_training_wears_a_prompt_and_probing_does_not(
     run = open_run(100, selection=SELECTION)
     for visit in range(8):
         ask, report = (run.probes, run.report_probes) if by_probes else (run.next, run.report)
-        given = ask(count=100, step=0)
+        given = ask(count=100, step=0, **({"attempt_count": 8} if by_probes else {}))
         batch = given.batch if by_probes else given
         report(batch, halves(batch, lambda number, visit=visit: visit == 0 or number < 50))
         run.release(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,6 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from curriculum_api.v1 import operator_service_pb2 as op
 from curriculum_api.v1 import run_pb2
+from curriculum_server.engine.config import RunConfig, SamplingConfig
 
 _numbers = itertools.count()
 
@@ -23,6 +25,10 @@ def a_new_name():
 
 def selection(**fields):
     return {"selection": run_pb2.SelectionConfig(**fields)}
+
+
+def sampling(**fields):
+    return {"sampling": run_pb2.SamplingConfig(**fields)}
 
 
 def channels(*rows):
@@ -92,6 +98,18 @@ REFUSED = [
     ({"pass_threshold": math.nan}, "config.pass_threshold=nan: must be in (0, 1]"),
     ({"window_steps": 0}, "config.window_steps=0: must be in [1, 100000]"),
     ({"window_steps": 100_001}, "config.window_steps=100001: must be in [1, 100000]"),
+    ({"max_policy_lag": 1_000_001}, "config.max_policy_lag=1000001: must be in [0, 1000000]"),
+    (sampling(temperature=-0.1), "config.sampling.temperature=-0.1: must be finite and at least 0"),
+    (sampling(temperature=math.inf), "config.sampling.temperature=inf: must be finite"),
+    (sampling(temperature=math.nan), "config.sampling.temperature=nan: must be finite"),
+    (sampling(top_p=0.0), "config.sampling.top_p=0.0: must be in (0, 1]"),
+    (sampling(top_p=1.5), "config.sampling.top_p=1.5: must be in (0, 1]"),
+    (sampling(top_p=math.nan), "config.sampling.top_p=nan: must be in (0, 1]"),
+    (sampling(max_tokens=0), "config.sampling.max_tokens=0: must be in [1, 1000000]"),
+    (sampling(max_tokens=1_000_001), "config.sampling.max_tokens=1000001: must be in"),
+    (sampling(stop=["."] * 17), "config.sampling.stop=17 texts: must be at most 16"),
+    (sampling(stop=[".", ""]), "config.sampling.stop=0 bytes: must be 1 to 256 bytes each"),
+    (sampling(stop=["é" * 129]), "config.sampling.stop=258 bytes: must be 1 to 256 bytes each"),
     ({"lease_ttl": Duration()}, "config.lease_ttl=0s: must be"),
     ({"lease_ttl": Duration(seconds=-5)}, "config.lease_ttl=-5s: must be"),
     ({"lease_ttl": Duration(seconds=1, nanos=500_000_000)}, "config.lease_ttl=1.5s: must be"),
@@ -179,6 +197,8 @@ def test_absent_fields_take_defaults_that_are_shown(stubs):
     assert (config.selection.max_share, config.selection.max_share_steps) == (1.0, 100)
     assert (config.selection.learned_shares, config.selection.wear_visits) == (0.9, 8.0)
     assert not config.objective
+    assert not config.HasField("max_policy_lag")
+    assert not config.HasField("sampling")
     assert (config.reward_min, config.reward_max, config.pass_threshold) == (0, 1, 1)
     assert (config.window_steps, config.seed, config.lease_ttl.seconds) == (5, 0, 3600)
     assert (config.selection.strategy, config.selection.group_size) == ("edge", 8)
@@ -212,6 +232,39 @@ def test_an_objective_is_shown_as_it_was_given(stubs):
     declared = channels(("clarity", 0, 4), ("brevity", -1, 1))
     config = stubs.create_run(a_new_name(), run_pb2.RunConfig(objective=weights, **declared)).config
     assert dict(config.objective) == weights
+
+
+def test_a_policy_lag_and_the_trainers_sampling_are_shown_as_given(open_run):
+    given = sampling(
+        temperature=0.0, top_p=1e-300, max_tokens=1_000_000, stop=["é" * 128] * 16, chat=False
+    )
+    config = open_run(0, max_policy_lag=0, **given).get().config
+    assert config.HasField("max_policy_lag")
+    assert (config.max_policy_lag, config.sampling) == (0, given["sampling"])
+
+
+def test_an_update_changes_the_given_keys_of_the_sampling_alone(open_run):
+    run = open_run(0, **sampling(temperature=0.7, stop=["a", "b"]))
+    after = run.update(max_policy_lag=3, **sampling(stop=["c"], chat=True)).config
+    assert after.sampling == run_pb2.SamplingConfig(temperature=0.7, stop=["c"], chat=True)
+    assert after.max_policy_lag == 3
+    after = run.update(window_steps=2).config
+    assert (after.sampling.temperature, after.max_policy_lag) == (0.7, 3)
+
+
+def test_an_empty_sampling_is_no_configuration(stubs):
+    run_id = a_new_name()
+    config = run_pb2.RunConfig(**sampling())
+    assert not stubs.create_run(run_id, config).config.HasField("sampling")
+    assert stubs.create_run(run_id).run_id == run_id
+
+
+def test_a_run_of_a_server_that_knew_neither_goes_on_without():
+    known = RunConfig(sampling=SamplingConfig(temperature=0.5, stop=("a",)), max_policy_lag=2)
+    stored = json.loads(json.dumps(known.to_mapping()))
+    assert RunConfig.from_mapping(stored) == known
+    del stored["sampling"], stored["max_policy_lag"]
+    assert RunConfig.from_mapping(stored) == RunConfig()
 
 
 def test_the_create_time_is_the_stores(stubs, raw):

@@ -46,6 +46,11 @@ def test_each_role_calls_its_own_service_and_an_operator_calls_all(guarded, new_
             stubs.probe.LeaseProbes,
             probe.LeaseProbesRequest(run_id=run_id, request_id="r", prompt_count=1),
         ),
+        "prober that embeds": (stubs.probe.AddEmbeddings, embeddings_request(run_id)),
+        "prober that asks what to embed": (
+            stubs.probe.ListUnembeddedPrompts,
+            probe.ListUnembeddedPromptsRequest(run_id=run_id, page_size=1),
+        ),
         "operator": (stubs.operator.GetStats, op.GetStatsRequest(run_id=run_id)),
     }
     codes = {
@@ -56,12 +61,20 @@ def test_each_role_calls_its_own_service_and_an_operator_calls_all(guarded, new_
     assert codes == {
         "trainer": ["OK", no, "OK", who, who],
         "prober": [no, "OK", "OK", who, who],
+        "prober that embeds": [no, "OK", "OK", who, who],
+        "prober that asks what to embed": [no, "OK", "OK", who, who],
         "operator": [no, no, "OK", who, who],
     }
 
 
 def publish_request(run_id):
     return tr.PublishPolicyRequest(run_id=run_id, policy={"policy_step": 0, "uri": "file:///w"})
+
+
+def embeddings_request(run_id):
+    return probe.AddEmbeddingsRequest(
+        run_id=run_id, request_id="e", embeddings=[{"prompt_id": "p1", "embedding": [1.0]}]
+    )
 
 
 def test_the_client_sends_its_token_and_names_what_is_wrong_with_it(guarded, new_run):

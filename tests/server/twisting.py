@@ -104,6 +104,10 @@ def valid_requests(run, held):
         pr.LeaseProbesRequest(**name, **lease, attempt_count=3),
         pr.RenewProbesRequest(**name, batch_id="held"),
         run.report_request(held, group, kind=pr.ReportProbesRequest, **columns),
+        pr.ListUnembeddedPromptsRequest(**name, page_size=5, page_token="Mg=="),
+        pr.AddEmbeddingsRequest(
+            **name, request_id="embed", embeddings=[{"prompt_id": "p1", "embedding": [0.5, -1.0]}]
+        ),
         op.CreateRunRequest(run_id=f"{run.run_id}-b", config=graded),
         op.GetRunRequest(**name),
         op.ListRunsRequest(page_size=5, page_token="cnVuLTE="),

@@ -38,7 +38,7 @@ _SET = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     help="One key of the configuration, for example selection.optimism=1.5 or, for short, "
-    "optimism=1.5; domain_shares.math=0.5. Wins over --config.",
+    "optimism=1.5; domain_shares.math=0.5; sampling.temperature=0.7. Wins over --config.",
 )
 
 _SHORTHANDS = ("strategy", "group_size", "pass_threshold", "seed", "window_steps", "lease_ttl")

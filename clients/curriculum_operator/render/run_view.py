@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 
 from google.protobuf.duration_pb2 import Duration
@@ -67,8 +68,12 @@ def settings(message: Message, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from settings(value, f"{key}.")
         elif isinstance(value, float):
             yield key, f"{value:g}"
+        elif isinstance(value, bool):
+            yield key, f"{value}".lower()
         elif isinstance(value, int | str):
             yield key, f"{value}"
+        elif field.message_type is None:
+            yield key, json.dumps(list(value), ensure_ascii=False)
         else:
             yield key, ", ".join(_channel(channel) for channel in value)
 

@@ -18,6 +18,8 @@ from curriculum_server.store.columns import (
     OBJECTIVE_SQ,
     PASSES,
     PROBED,
+    REFERENCE_ATTEMPTS,
+    REFERENCE_PASSES,
     SERVED,
     cell_dtype,
     cell_limits,
@@ -33,6 +35,7 @@ SERVING_BYTES = 8
 CELLS_PER_LOOK = 1 << 18
 AT_MOST = (
     (PASSES, ATTEMPTS, 1),
+    (REFERENCE_PASSES, REFERENCE_ATTEMPTS, 1),
     (PROBED, ATTEMPTS, 1),
     (OBJECTIVE, ATTEMPTS, FIXED_POINT_SCALE),
     (OBJECTIVE_SQ, OBJECTIVE, 1),
@@ -118,9 +121,12 @@ class _Look:
             values = cells.get(small, np.zeros(0)).astype(np.int64)
             bounds = factor * cells.get(large, np.zeros(0)).astype(np.int64)
             bounds = np.pad(bounds, (0, max(0, len(values) - len(bounds))))[: len(values)]
-            refuse = self._refuse_passes if small == PASSES else self._refuse_sum
             for at in np.flatnonzero(values > bounds)[: SHOWN_PER_KIND + 1].tolist():
-                refuse(small, first + at, int(values[at]), int(bounds[at]))
+                cell, value, bound = first + at, int(values[at]), int(bounds[at])
+                if small in (PASSES, REFERENCE_PASSES):
+                    self._refuse_passes((small, large), cell, value, bound)
+                else:
+                    self._refuse_sum(small, cell, value, bound)
 
     def _check_limits(self, name: str, values: Column, first: int) -> None:
         low, high = cell_limits(name)
@@ -134,13 +140,13 @@ class _Look:
                 f"{self.findings.run_id} --set window_steps=…",
             )
 
-    def _refuse_passes(self, name: str, cell: int, passes: int, attempts: int) -> None:
+    def _refuse_passes(self, names: tuple[str, str], cell: int, passes: int, attempts: int) -> None:
         self.findings.error(
             "passes_exceed_attempts",
-            f"{shown(self.columns[name])} cell {cell} is {passes}: must be at most {attempts}, "
+            f"{shown(self.columns[names[0]])} cell {cell} is {passes}: must be at most {attempts}, "
             "the attempts",
             f"{self._roll_back()}count the passes as attempts: "
-            f"{self._set_cell(ATTEMPTS, cell, passes)}",
+            f"{self._set_cell(names[1], cell, passes)}",
         )
 
     def _refuse_sum(self, name: str, cell: int, value: int, bound: int) -> None:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from curriculum import Selection, compose_batch, select_probes
+from curriculum import Selection, compose_batch
 from curriculum_server.engine.encoding import encode_prompts
+from curriculum_server.engine.probing import choose_probes
 from curriculum_server.engine.run import Run
 from curriculum_server.store.batches import SLOT_DTYPE, BatchRecord
 
@@ -31,9 +32,9 @@ class BatchRequest:
     policy_step: int
     timeline: int | None
     attempt_count: int | None = None
-    """Attempts per prompt of a probe; None for the run's group size."""
+    """Attempts of each prompt of a probe; None for as many as each is worth."""
     rollout_budget: int | None = None
-    """Attempts for the whole batch of a trainer; None for the group size each."""
+    """Attempts for the whole batch; None for the group size each."""
     probe: bool = False
 
     def digest(self) -> bytes:
@@ -89,6 +90,8 @@ class Composer:
 
     async def propose(self, run: Run, request: BatchRequest) -> Proposal:
         """The request's batch on what the mirror holds now."""
+        if request.probe:  # these come at any time, and are not foreseen
+            return await _compose(run, request)
         ahead, self._ahead = self._ahead, None
         self._asked = True
         if request != self._last:
@@ -137,8 +140,7 @@ async def _compose(run: Run, request: BatchRequest) -> Proposal:
     pool, model = await run.pool(request.policy_step)
     rng = generator(config.seed, request.request_id)
     if request.probe:
-        attempts = request.attempt_count or config.selection.group_size
-        selection = select_probes(model, pool, request.prompt_count, attempts, rng)
+        selection = choose_probes(run, request, pool, model, rng)
     else:
         selection = compose_batch(
             model,

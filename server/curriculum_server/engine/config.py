@@ -18,6 +18,10 @@ from curriculum_api.limits import MAX_CHANNELS, MAX_DOMAINS, MAX_SLOT_ATTEMPTS
 CHANNEL_NAME = re.compile(r"[a-z0-9_]{1,64}")
 MAX_LEASE_TTL_S = 7 * 24 * 3600
 MAX_SEED = 2**64 - 1
+MAX_POLICY_LAG = 1_000_000
+MAX_COMPLETION_TOKENS = 1_000_000
+MAX_STOPS = 16
+MAX_STOP_BYTES = 256
 FIXED_FIELDS = ("reward_min", "reward_max", "pass_threshold", "seed", "channels", "objective")
 """What the ledger's counts depend on: set at creation only."""
 LARGEST_SELECTION = {
@@ -51,6 +55,44 @@ class ChannelConfig:
 
 
 @dataclass(frozen=True)
+class SamplingConfig:
+    """How the trainer samples completions, for probers to do the same; None is left to them."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    chat: bool | None = None
+
+    def __post_init__(self) -> None:
+        # Types too: a document may come from anywhere.
+        if self.temperature is not None and not _is_finite(self.temperature, 0.0):
+            raise _refused("sampling.temperature", self.temperature, "finite and at least 0")
+        if self.top_p is not None and not (_is_finite(self.top_p, 0.0) and 0 < self.top_p <= 1):
+            raise _refused("sampling.top_p", self.top_p, "in (0, 1]")
+        if not (self.max_tokens is None or _is_whole(self.max_tokens, 1, MAX_COMPLETION_TOKENS)):
+            raise _refused(
+                "sampling.max_tokens", self.max_tokens, f"in [1, {MAX_COMPLETION_TOKENS}]"
+            )
+        if len(self.stop) > MAX_STOPS:
+            raise _refused("sampling.stop", f"{len(self.stop)} texts", f"at most {MAX_STOPS}")
+        for text in self.stop:
+            size = len(text.encode(errors="replace"))
+            if not 1 <= size <= MAX_STOP_BYTES:
+                allowed = f"1 to {MAX_STOP_BYTES} bytes each"
+                raise _refused("sampling.stop", f"{size} bytes", allowed)
+        if not (self.chat is None or type(self.chat) is bool):
+            raise _refused("sampling.chat", self.chat, "true or false")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> SamplingConfig:
+        stop = values.get("stop", ())
+        if isinstance(stop, str):  # which is a sequence of texts too
+            raise _refused("sampling.stop", repr(stop), "a list")
+        return cls(**{**values, "stop": tuple(stop)})
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """What a run is created with.
 
@@ -64,6 +106,9 @@ class RunConfig:
         seed: every random choice derives from it and the request_id.
         objective: weights of the reward and of channels in what prompts are judged by, as given;
             empty is the pass.
+        max_policy_lag: policy steps that a prober's weights may be behind; None for as many as
+            reports may be late.
+        sampling: how the trainer samples.
     """
 
     selection: SelectionConfig = field(default_factory=SelectionConfig)
@@ -75,6 +120,8 @@ class RunConfig:
     seed: int = 0
     channels: tuple[ChannelConfig, ...] = ()
     objective: Mapping[str, float] = field(default_factory=dict)
+    max_policy_lag: int | None = None
+    sampling: SamplingConfig = SamplingConfig()
 
     def __post_init__(self) -> None:
         _check_selection(self.selection)
@@ -90,6 +137,8 @@ class RunConfig:
             raise _refused("lease_ttl", f"{self.lease_ttl_s}s", f"in [1s, {MAX_LEASE_TTL_S}s]")
         if not 0 <= self.seed <= MAX_SEED:
             raise _refused("seed", self.seed, f"in [0, {MAX_SEED}]")
+        if not (self.max_policy_lag is None or _is_whole(self.max_policy_lag, 0, MAX_POLICY_LAG)):
+            raise _refused("max_policy_lag", self.max_policy_lag, f"in [0, {MAX_POLICY_LAG}]")
         if len(self.channels) > MAX_CHANNELS:
             raise _refused("channels", f"{len(self.channels)} channels", f"at most {MAX_CHANNELS}")
         names = [channel.name for channel in self.channels]
@@ -127,6 +176,7 @@ class RunConfig:
             )
         except InvalidInputError as error:
             raise InvalidRequestError(f"config.selection.{error}") from error
+        given["sampling"] = SamplingConfig.from_mapping(given.get("sampling", {}))
         given["channels"] = tuple(ChannelConfig(**c) for c in given.get("channels", ()))
         given.setdefault("pass_threshold", given.get("reward_max", cls.reward_max))
         return cls(**given)
@@ -146,7 +196,10 @@ class RunConfig:
             if name in changes:
                 raise StateError(f"config.{name}={changes[name]!r}: is fixed when a run is created")
         selection = {**self.selection.to_mapping(), **changes.get("selection", {})}
-        rest = {k: v for k, v in changes.items() if k not in (*FIXED_FIELDS, "selection")}
+        sampling = {**asdict(self.sampling), **changes.get("sampling", {})}
+        parts = (*FIXED_FIELDS, "selection", "sampling")
+        rest = {k: v for k, v in changes.items() if k not in parts}
+        rest["sampling"] = SamplingConfig.from_mapping(sampling)
         try:
             return replace(self, selection=SelectionConfig.from_mapping(selection), **rest)
         except InvalidInputError as error:
@@ -175,8 +228,7 @@ def _check_objective(objective: Mapping[str, float], channels: Sequence[str]) ->
         if name not in (REWARD, *channels):
             known = ", ".join((REWARD, *channels))
             raise _refused(f"objective[{name}]", weight, f"of the reward or a channel: {known}")
-        # A whole number of JSON may be larger than any float.
-        if type(weight) not in (int, float) or not 0.0 < weight <= sys.float_info.max:
+        if not _is_finite(weight, 0.0) or weight == 0:
             raise _refused(f"objective[{name}]", weight, "finite and above 0")
 
 
@@ -186,6 +238,15 @@ def _check_range(name: str, low: float, high: float) -> None:
         ends = np.float32(low), np.float32(high)
     if not (np.isfinite(ends).all() and ends[0] < ends[1]):
         raise _refused(name, high, f"finite and above {low:g}, as float32")
+
+
+def _is_finite(value: object, least: float) -> bool:
+    """Whether it is a number that a float holds. A whole one of JSON may be larger than any."""
+    return type(value) in (int, float) and least <= value <= sys.float_info.max  # type: ignore[operator]
+
+
+def _is_whole(value: object, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
 
 
 def _refused(name: str, value: object, allowed: str) -> InvalidRequestError:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from curriculum import Reason
+from curriculum import PROBES, Reason
 from curriculum_api.errors import InvalidRequestError
 from curriculum_server.engine.config import REWARD, RunConfig
 from curriculum_server.store import batches, columns
@@ -56,21 +56,29 @@ def count_deltas(attempts: Attempts, record: BatchRecord, config: RunConfig) -> 
     for name, amount_K in amounts.items():
         if amount_K.any():
             counts[name] = np.bincount(slots_K, amount_K, slot_count).astype(np.int64)
-    is_probe_B = record.slots["reason"] == Reason.PROBE
+    is_probe_B = np.isin(record.slots["reason"], PROBES)
     if is_probe_B.any():
         counts[columns.PROBED] = np.where(is_probe_B, counts[columns.ATTEMPTS], 0)
-    used_B = np.flatnonzero(counts[columns.ATTEMPTS])
+    attempts_B, passes_B = counts[columns.ATTEMPTS], counts[columns.PASSES]
+    used_B = np.flatnonzero(attempts_B)
+    if is_of_reference(record):
+        counts = {columns.REFERENCE_ATTEMPTS: attempts_B, columns.REFERENCE_PASSES: passes_B}
     objective_B = None
     if config.objective:
         objective_B = _common(slots_K, amounts[columns.OBJECTIVE], slot_count)[used_B]
     return Deltas(
         slot_B=used_B,
         index_B=record.slots["index"][used_B].astype(np.int64),
-        attempts_B=counts[columns.ATTEMPTS][used_B],
-        passes_B=counts[columns.PASSES][used_B],
+        attempts_B=attempts_B[used_B],
+        passes_B=passes_B[used_B],
         columns={name: amounts_B[used_B] for name, amounts_B in counts.items()},
         objective_B=objective_B,
     )
+
+
+def is_of_reference(record: BatchRecord) -> bool:
+    """Whether a batch was leased for the reference policy."""
+    return bool((record.slots["reason"] == Reason.REFERENCE).any())
 
 
 def advance_batch(batch: OpenBatch, deltas: Deltas) -> Advance | None:

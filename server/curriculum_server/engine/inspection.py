@@ -265,11 +265,16 @@ def _covered(mirror: Mirror, windows: Sequence[Window]) -> tuple[int, int] | Non
 
 
 def _counts(mirror: Mirror, windows: Sequence[Window]) -> tuple[Counts, Counts]:
+    """Attempts and passes, (N,) each; of the reference policy all, whenever they were made."""
     attempts, passes = (
         sum(
-            (mirror.column(w.window, column) for w in windows),
-            np.zeros(len(mirror.catalog), np.int64),
+            (mirror.column(w.window, column) for w in windows if w.window),
+            mirror.reference(column) if windows and not windows[0].window else _none(mirror),
         )
         for column in (ATTEMPTS, PASSES)
     )
     return attempts, passes
+
+
+def _none(mirror: Mirror) -> Counts:
+    return np.zeros(len(mirror.catalog), np.int64)

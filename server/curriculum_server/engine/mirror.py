@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from curriculum_server.store.columns import (
     TOKENS,
     cell_dtype,
     cell_limits,
+    of_reference,
 )
 from curriculum_server.store.document import Document
 from curriculum_server.store.load import Header, Snapshot
@@ -68,9 +69,12 @@ class Mirror:
     last_served_step_N: Cells
     """(N,) policy step of the last serving to a trainer; -1 where there was none."""
     _model: Model | None = field(default=None)
+    """Fitted on the blocks as they are."""
+    _latest: Model | None = field(default=None)
     _next: tuple[tuple[Window, ...], Model] | None = field(default=None)
     """What the window that is opened next starts with, and the windows there are then."""
-    """Fitted on the blocks as they are."""
+    _fitted_on: Mapping[int, bytes] | None = field(default=None)
+    """The catalog's embeddings that both were fitted with."""
     _zeros_N: Cells = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
@@ -169,6 +173,10 @@ class Mirror:
         parts = [cells for (_, column), cells in self.columns.items() if column == name]
         return np.sum(parts, axis=0) if parts else np.zeros(len(self.lease_N), np.int64)
 
+    def reference(self, name: str) -> Cells:
+        """(N,) attempts or passes of the reference policy, whenever they were made."""
+        return self.column(0, name) + self.total(of_reference(name))
+
     @property
     def attempts_N(self) -> Cells:
         """(N,) attempts ever counted."""
@@ -195,7 +203,15 @@ class Mirror:
         policy step."""
         if self._model is None:
             self._model = pool.fit()
+            self._latest = replace(self._model, settled=None)
         return self._model
+
+    @property
+    def latest_model(self) -> Model | None:
+        """The last one fitted on these prompts, whatever was counted since; None without any. It
+        has settled nothing, so that it can be asked about few prompts with all that is counted."""
+        self._grow()
+        return self._latest
 
     @property
     def is_fitted(self) -> bool:
@@ -239,7 +255,11 @@ class Mirror:
 
     def _grow(self) -> None:
         """Give the arrays the catalog's length. When they are used, and not with every chunk that
-        is added: a large pool comes in hundreds of chunks."""
+        is added: a large pool comes in hundreds of chunks. And forget what was fitted when prompts
+        were described otherwise."""
+        if self._fitted_on is not self.catalog.embeddings:
+            self._fitted_on = self.catalog.embeddings
+            self._model = self._latest = self._next = None
         count = len(self.catalog)
         if count == len(self.lease_N):
             return
@@ -247,7 +267,7 @@ class Mirror:
         self.lease_N = _grown(self.lease_N, count)
         self.totals = {name: _grown(cells, count) for name, cells in self.totals.items()}
         self.last_served_step_N = _grown(self.last_served_step_N, count, fill=-1)
-        self._model = self._next = None
+        self._model = self._latest = self._next = None
 
     def _apply_report(self, event: Mapping[bytes, bytes]) -> None:
         window = covering(self.windows, int(event[b"window"])).window

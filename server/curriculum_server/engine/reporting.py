@@ -16,7 +16,12 @@ from curriculum_api.errors import (
     NotFoundError,
     StateError,
 )
-from curriculum_server.engine.counting import Attempts, advance_batch, count_deltas
+from curriculum_server.engine.counting import (
+    Attempts,
+    advance_batch,
+    count_deltas,
+    is_of_reference,
+)
 from curriculum_server.engine.run import Run
 from curriculum_server.store import batches
 from curriculum_server.store.batches import OpenBatch
@@ -106,6 +111,7 @@ async def report_outcomes(run: Run, cache: BatchCache, request: ReportRequest) -
 async def _try_report(run: Run, batch: Batch, request: ReportRequest) -> ReportReply:
     """One go at counting; keeps up with how far the batch has come."""
     state, config = batch.state, run.mirror.config
+    step = _counting_step(run, request, state)
     try:
         deltas = count_deltas(request.attempts, state.record, config)
     except InvalidRequestError:
@@ -113,7 +119,7 @@ async def _try_report(run: Run, batch: Batch, request: ReportRequest) -> ReportR
             return ReportReply("other")
         raise
     advance = advance_batch(state, deltas)
-    window = run.open_window(request.policy_step)
+    window = run.open_window(step)
     if advance is None or window is None:
         seen = await _counted_before(run, request)
         if seen is not None:
@@ -123,7 +129,7 @@ async def _try_report(run: Run, batch: Batch, request: ReportRequest) -> ReportR
             return ReportReply("moved")
         raise _too_many(state, deltas)
     if window is None:
-        window = await _opened_window(run, request)
+        window = await _opened_window(run, request.timeline, step)
     if window is None:
         return ReportReply("stale")
     reply = await report(
@@ -158,13 +164,25 @@ async def _counted_before(run: Run, request: ReportRequest) -> ReportReply | Non
     return await load_report(run.redis, run.keys, request.timeline, request.request_id)
 
 
-async def _opened_window(run: Run, request: ReportRequest) -> Window | None:
+def _counting_step(run: Run, request: ReportRequest, batch: OpenBatch) -> int:
+    """The step whose window takes the report's counts."""
+    if not is_of_reference(batch.record):
+        return request.policy_step
+    if request.policy_step:
+        raise InvalidRequestError(
+            f"policy_step={request.policy_step}: must be 0: batch {batch.record.batch_id!r} was "
+            "leased for the reference policy"
+        )
+    return run.mirror.policy_step
+
+
+async def _opened_window(run: Run, timeline: int, step: int) -> Window | None:
     """The window that the report's counts go to. A rollback, which is refused, or another run of
     that name may have come while this waited; the layout is then the new one, and this None."""
     created_ms = run.mirror.document.create_ms
     async with run.lock:
-        window = await run.window_for(request.policy_step)
-        run.check_timeline(request.timeline)
+        window = await run.window_for(step)
+        run.check_timeline(timeline)
         return window if run.mirror.document.create_ms == created_ms else None
 
 

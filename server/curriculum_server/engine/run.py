@@ -33,6 +33,7 @@ from curriculum_server.store.load import (
     Header,
     catch_up,
     load_chunks,
+    load_embedding_parts,
     load_header,
     load_open_batches,
     load_record,
@@ -44,6 +45,8 @@ from curriculum_server.store.windows import OPEN_WINDOWS, Window
 MAX_STEP_ADVANCE = 10_000
 """A step further ahead than this of the newest one is taken for a mistake (a time stamp, say)."""
 CHUNKS_PER_READ = 64
+PARTS_PER_READ = 8
+"""A part has 8 MB at most."""
 LAYOUT_TRIES = 20
 THREAD_POOL_SIZE = 200_000
 """Prompts from which a full pass is worth a thread: below, it takes about as long as the switch.
@@ -216,6 +219,15 @@ class Run:
         await prepare_features(self.mirror.catalog)
         await in_thread(self.mirror.fit_next, policy_step, self.now_s())
 
+    def is_of_reference(self, step: int) -> bool:
+        """Whether attempts at `step` are made by the reference policy, the run having gone on."""
+        return step == 0 < self.mirror.policy_step
+
+    def counting_step(self, step: int, *, is_probe: bool) -> int:
+        """The step whose window takes what is counted of `step`: the reference policy's attempts
+        are kept with those of the day."""
+        return self.mirror.policy_step if is_probe and self.is_of_reference(step) else step
+
     def overtaken(self) -> OverloadedError:
         """What to raise when every try came too late for what others changed meanwhile."""
         return OverloadedError(f"run_id={self.run_id!r}: is changed by too many callers at once")
@@ -233,9 +245,13 @@ class Run:
                 f"{self.mirror.policy_step}"
             )
 
+    @property
+    def oldest_step(self) -> int:
+        """The first step that still takes counts."""
+        return self.mirror.document.windows[-OPEN_WINDOWS:][0].first_step
+
     def _step_range(self) -> tuple[int, int]:
-        low = self.mirror.document.windows[-OPEN_WINDOWS:][0].first_step
-        return low, min(self.mirror.policy_step + MAX_STEP_ADVANCE, MAX_POLICY_STEP)
+        return self.oldest_step, min(self.mirror.policy_step + MAX_STEP_ADVANCE, MAX_POLICY_STEP)
 
     def check_timeline(self, timeline: int | None) -> None:
         """Fence off callers from before a rollback; those that name no timeline take any."""
@@ -311,8 +327,16 @@ class Run:
 
     async def _grow(self, catalog: Catalog, header: Header) -> None:
         document = header.document
-        if catalog.chunk_count == document.chunk_count:
-            return
+        if catalog.chunk_count < document.chunk_count:
+            await self._read_chunks(catalog, document)
+        while (first := catalog.embedding_part_count) < document.embedding_part_count:
+            stop = min(document.embedding_part_count, first + PARTS_PER_READ)
+            for part in await load_embedding_parts(self.redis, self.keys, first, stop):
+                catalog.append_part(part)
+                await asyncio.sleep(0)
+        catalog.use_parts(document.used_embedding_part_count)
+
+    async def _read_chunks(self, catalog: Catalog, document: Document) -> None:
         while catalog.chunk_count < document.chunk_count:
             stop = min(document.chunk_count, catalog.chunk_count + CHUNKS_PER_READ)
             for chunk in await load_chunks(self.redis, self.keys, catalog.chunk_count, stop):

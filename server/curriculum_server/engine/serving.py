@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from curriculum_api.errors import AlreadyExistsError, InvalidRequestError, OverloadedError
 from curriculum_api.limits import MAX_MESSAGE_BYTES
 from curriculum_server.engine.composing import BatchRequest, Composer
 from curriculum_server.engine.encoding import encode_prompts
+from curriculum_server.engine.probing import why_no_probes
 from curriculum_server.engine.run import Run
-from curriculum_server.store.batches import BatchRecord, claim, load_batch
+from curriculum_server.store.batches import SLOT_DTYPE, BatchRecord, claim, load_batch
 
 MAX_PROMPTS_BYTES = MAX_MESSAGE_BYTES - 64 * 1024
 """What a batch's prompts may have; the rest of its message is small."""
@@ -43,6 +46,9 @@ async def next_batch(run: Run, composer: Composer, request: BatchRequest) -> Ser
             # Mostly the mirror is up to date and one trip is enough; the store tells if not.
             if attempt or run.is_behind:
                 await run.sync()
+            why = why_no_probes(run, request.policy_step) if request.probe else ""
+            if why:
+                return await _without_probes(run, request, why)
             batch = await _try_claim(run, composer, request, fresh=attempt < FRESH_TRIES)
             if batch is not None:
                 return batch
@@ -63,7 +69,7 @@ async def _try_claim(
         known = await _known_batch(run, request)
         if known is not None:
             return known
-    window = await run.window_for(request.policy_step)
+    window = await run.window_for(run.counting_step(request.policy_step, is_probe=request.probe))
     proposal = await composer.propose(run, request)
     if len(proposal.prompts) > MAX_PROMPTS_BYTES:
         raise InvalidRequestError(
@@ -98,6 +104,19 @@ async def _try_claim(
     if reply.status == "known":
         return _served_before(run, request, reply.record)
     return None
+
+
+async def _without_probes(run: Run, request: BatchRequest, why: str) -> ServedBatch:
+    """The batch that the request got before, or an empty one. It leases nothing, so nothing is kept
+    of it."""
+    known = await _known_batch(run, request)
+    if known is not None:
+        return known
+    none = np.zeros(0, SLOT_DTYPE)
+    step, timeline = request.policy_step, run.mirror.document.timeline
+    content = (request.digest(), none, why, run.now_s())
+    record = BatchRecord(request.request_id, timeline, step, *content)
+    return ServedBatch(record, b"", is_new=False)
 
 
 async def _known_batch(run: Run, request: BatchRequest) -> ServedBatch | None:

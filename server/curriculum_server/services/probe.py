@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from curriculum_api.limits import MAX_BATCH_PROMPTS, MAX_GROUP_SIZE, MAX_REQUEST_ID_BYTES
+from curriculum_api.limits import (
+    MAX_BATCH_PROMPTS,
+    MAX_PAGE_SIZE,
+    MAX_REQUEST_ID_BYTES,
+)
 from curriculum_api.v1 import probe_service_pb2 as pb
 from curriculum_server import convert, validate
 from curriculum_server.engine.composing import BatchRequest
+from curriculum_server.engine.embedding import NewEmbedding, add_embeddings, unembedded_page
 from curriculum_server.engine.engine import Engine
+from curriculum_server.engine.probing import settled_slots
 from curriculum_server.engine.reporting import renew_batch
 from curriculum_server.services import batches
+from curriculum_server.services.paging import INDEX, decode_token, encode_token
+
+logger = logging.getLogger(__name__)
 
 
 class ProbeService:
@@ -20,15 +32,15 @@ class ProbeService:
         self._engine = engine
 
     async def LeaseProbes(self, request: pb.LeaseProbesRequest) -> bytes:
-        run_id, attempts = validate.run_id(request.run_id), None
-        if request.HasField("attempt_count"):
-            attempts = validate.count("attempt_count", request.attempt_count, 1, MAX_GROUP_SIZE)
+        run_id = validate.run_id(request.run_id)
+        attempts, rollouts = validate.probe_budget(request)
         wanted = BatchRequest(
             request_id=validate.request_id(request.request_id),
             prompt_count=validate.count("prompt_count", request.prompt_count, 1, MAX_BATCH_PROMPTS),
             policy_step=request.policy_step,
             timeline=None,
             attempt_count=attempts,
+            rollout_budget=rollouts,
             probe=True,
         )
         batch = await batches.lease(self._engine, run_id, wanted)
@@ -44,4 +56,33 @@ class ProbeService:
         )
 
     async def ReportProbes(self, request: pb.ReportProbesRequest) -> pb.ReportProbesResponse:
-        return pb.ReportProbesResponse(receipt=await batches.count(self._engine, request))
+        receipt = await batches.count(self._engine, request)
+        served, report = self._engine.served(request.run_id), convert.report_request(request)
+        settled_K = await settled_slots(served.run, served.batches, report)
+        return pb.ReportProbesResponse(receipt=receipt, settled_slots=settled_K.tolist())
+
+    async def ListUnembeddedPrompts(
+        self, request: pb.ListUnembeddedPromptsRequest
+    ) -> pb.ListUnembeddedPromptsResponse:
+        run = self._engine.served(validate.run_id(request.run_id)).run
+        size = validate.count("page_size", request.page_size, 1, MAX_PAGE_SIZE)
+        start = int(decode_token(request.page_token, INDEX) or 0)
+        page = await unembedded_page(run, start, size)
+        response = convert.unembedded_message(page)
+        response.next_page_token = encode_token("" if page.next is None else str(page.next))
+        return response
+
+    async def AddEmbeddings(self, request: pb.AddEmbeddingsRequest) -> pb.AddEmbeddingsResponse:
+        run = self._engine.served(validate.run_id(request.run_id)).run
+        validate.request_id(request.request_id)
+        embeddings: list[NewEmbedding] = []
+        for piece in validate.embeddings(request.embeddings):
+            embeddings += convert.new_embeddings(piece)
+            await asyncio.sleep(0)
+        added = await add_embeddings(run, embeddings)
+        known = len(embeddings) - added
+        logger.info(
+            "embeddings added run=%s request=%r added=%d known=%d",
+            request.run_id, request.request_id, added, known,
+        )  # fmt: skip
+        return pb.AddEmbeddingsResponse(added_count=added, known_count=known)

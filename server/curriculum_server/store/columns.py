@@ -21,6 +21,10 @@ REWARD_SQ_EXCESS = "reward_sq_excess"
 TOKENS = "tokens"
 PROBED = "probed"
 """Of the attempts those of probers, on which nothing was trained."""
+REFERENCE_ATTEMPTS = "reference_attempts"
+REFERENCE_PASSES = "reference_passes"
+"""Of the reference policy, made when the run had gone beyond window 0. They are kept in the window
+of their time, with which a rollback drops them, and say nothing of later policies."""
 OBJECTIVE = "objective"
 OBJECTIVE_SQ = "objective_sq"
 SERVED = "served"
@@ -30,6 +34,11 @@ SIGNED = frozenset({REWARD_EXCESS, REWARD_SQ_EXCESS})
 FIXED_POINT_SCALE = 1 << 14
 """Resolution of rewards, channels and objectives; a u32 cell then holds 262,144 attempts at full
 scale."""
+
+
+def of_reference(name: str) -> str:
+    """The column of the reference policy that corresponds to `attempts` or `passes`."""
+    return {ATTEMPTS: REFERENCE_ATTEMPTS, PASSES: REFERENCE_PASSES}[name]
 
 
 def channel(name: str) -> str:
@@ -50,5 +59,6 @@ def cell_limits(name: str) -> tuple[int, int]:
 def column_names(channels: Sequence[str], *, has_objective: bool = False) -> list[str]:
     """Every key that a window of a run with these channels may have, the log of servings last."""
     counts = [ATTEMPTS, PASSES, REWARD_EXCESS, REWARD_SQ_EXCESS, TOKENS, PROBED]
+    reference = [REFERENCE_ATTEMPTS, REFERENCE_PASSES]
     objective = [OBJECTIVE, OBJECTIVE_SQ] if has_objective else []
-    return [*counts, *objective, *map(channel, channels), SERVED]
+    return [*counts, *reference, *objective, *map(channel, channels), SERVED]

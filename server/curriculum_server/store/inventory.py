@@ -14,6 +14,8 @@ from curriculum_server.store.columns import (
     OBJECTIVE_SQ,
     PASSES,
     PROBED,
+    REFERENCE_ATTEMPTS,
+    REFERENCE_PASSES,
     REWARD_EXCESS,
     REWARD_SQ_EXCESS,
     SERVED,
@@ -38,9 +40,11 @@ class Kind(Enum):
     LEASES = (r"leases", "zset", True)
     CATALOG = (r"catalog:(?P<number>\d{1,10})", "string", True)
     PAYLOAD = (r"payload:(?P<number>\d{1,10})", "string", True)
+    EMBEDDING = (r"embedding:(?P<number>\d{1,10})", "string", True)
     COLUMN = (
         rf"w:(?P<number>\d{{1,10}}):(?P<column>{ATTEMPTS}|{PASSES}|{REWARD_EXCESS}|"
-        rf"{REWARD_SQ_EXCESS}|{TOKENS}|{PROBED}|{OBJECTIVE}|{OBJECTIVE_SQ}|{SERVED}|"
+        rf"{REWARD_SQ_EXCESS}|{TOKENS}|{PROBED}|{REFERENCE_ATTEMPTS}|"
+        rf"{REFERENCE_PASSES}|{OBJECTIVE}|{OBJECTIVE_SQ}|{SERVED}|"
         r"ch:[a-z0-9_]{1,64})",
         "string",
         True,
@@ -64,7 +68,7 @@ class Known:
 
     kind: Kind
     number: int = -1
-    """Of a chunk of prompts, a window or a checkpoint's open batches."""
+    """Of a chunk of prompts, a part of embeddings, a window or a checkpoint's open batches."""
     column: str = ""
 
 

@@ -144,6 +144,7 @@ RESTORED = {
     "document_broken in its configuration": lambda s, k: k.reword(config={"seed": "x"}),
     "document_broken in a number": lambda s, k: k.reconfigure(window_steps=1.5),
     "document_broken in a range": lambda s, k: k.reconfigure(lease_ttl_s=0),
+    "document_broken in its sampling": lambda s, k: k.reconfigure(sampling={"top_p": 2}),
     "document_broken in its checkpoints": lambda s, k: k.reword(next_window=1),
     "document_broken and missing": lambda s, k: s.hdel(k.meta, "doc"),
     "schema_unknown": lambda s, k: k.reword(schema=99),

@@ -1,0 +1,95 @@
+"""What is peculiar to probes: who gets which, and when a prompt needs no more of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curriculum import (
+    Band,
+    Belief,
+    Model,
+    Pool,
+    ProbeBudget,
+    Reason,
+    Selection,
+    bands_settled,
+    classify_bands,
+    select_probes,
+    select_references,
+    sentinels,
+)
+from curriculum_server.engine.reporting import BatchCache, ReportRequest
+from curriculum_server.engine.run import Run
+from curriculum_server.store.columns import ATTEMPTS
+
+if TYPE_CHECKING:  # it asks for the selection
+    from curriculum_server.engine.composing import BatchRequest
+
+
+def why_no_probes(run: Run, step: int) -> str:
+    """Why a prober that samples this policy step gets no work; empty if it does."""
+    if run.is_of_reference(step):
+        return ""
+    document, config = run.mirror.document, run.mirror.config
+    published = document.policy_step
+    newest = run.mirror.policy_step if published is None else published
+    whose = "the run" if published is None else "the newest published policy"
+    lag, most = newest - step, config.max_policy_lag
+    if most is not None and lag > most:
+        return (
+            f"policy_step={step}: is {lag} steps behind {whose}, at step {newest}, and the run's "
+            f"max_policy_lag is {most}"
+        )
+    oldest = run.oldest_step
+    if step < oldest:
+        return f"policy_step={step}: is too old, windows before step {oldest} are closed"
+    return ""
+
+
+def choose_probes(
+    run: Run, request: BatchRequest, pool: Pool, model: Model, rng: np.random.Generator
+) -> Selection:
+    """The request's prompts and their attempts."""
+    config = run.mirror.config
+    each = request.attempt_count or config.selection.group_size
+    rollouts = request.rollout_budget or request.prompt_count * each
+    budget = ProbeBudget(request.prompt_count, rollouts, request.attempt_count)
+    fixed_S = sentinels(pool.domain_N, len(pool.domains), config.seed)
+    if run.is_of_reference(request.policy_step):
+        return select_references(model, pool, budget, run.mirror.reference(ATTEMPTS), fixed_S)
+    return select_probes(model, pool, config.selection, budget, fixed_S, rng)
+
+
+async def settled_slots(run: Run, cache: BatchCache, request: ReportRequest) -> NDArray[np.int64]:
+    """Of the slots that a report was about, those whose prompts need no more attempts.
+
+    Never sentinels' or the reference policy's: all of these get as many attempts, or who passes
+    late would count for less.
+    """
+    async with run.lock:
+        await run.sync()
+        batch = await cache.get(run, request.timeline, request.batch_id)
+        slots_K = np.unique(request.attempts.slots_K)
+        served = batch.state.record.slots[slots_K]
+        belief = await _beliefs(run, served["index"].astype(np.int64), request.policy_step)
+        low, high = (getattr(run.mirror.config.selection, n) for n in ("edge_low", "edge_high"))
+    band_K = classify_bands(belief, np.ones(len(slots_K), np.int64), low, high)
+    is_over_K = served["reason"] == Reason.PROBE
+    # That it is hopeless was known; the attempts are for the chance that it is not.
+    is_over_K |= (served["reason"] == Reason.LONG_SHOT) & (band_K != Band.BEYOND)
+    settled_K: NDArray[np.int64] = slots_K[is_over_K & bands_settled(belief, low, high)]
+    return settled_K
+
+
+async def _beliefs(run: Run, indices_K: NDArray[np.int64], step: int) -> Belief:
+    """On every count there is, and on what the pool taught when it was fitted last: to fit it again
+    for each report would take longer than the attempts that this may save."""
+    model = run.mirror.latest_model
+    if model is None:
+        pool, model = await run.pool(step)
+    else:
+        pool = run.mirror.pool(step, run.now_s())
+    return pool.beliefs(model, indices_K)
