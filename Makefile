@@ -48,7 +48,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-vllm check lint types contract deployment protos bench bench-overload fuzz chaos bench-pool bench-replay bench-worlds bench-learn format constraints clean
+.PHONY: help demo test test-vllm test-gpu check lint types contract deployment protos bench bench-overload fuzz chaos bench-pool bench-probe bench-replay bench-worlds bench-learn format constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,7 +63,11 @@ test: $(VENV)/.dev ## set up, then run every test that needs no GPU
 test-vllm: $(VLLM_VENV)/.installed ## set up, then test the engine vllm on a CPU; some minutes, 1.5 GB
 	@echo "==> pytest"
 	@VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_BIN)/python -m pytest -m vllm --timeout 900 -W default \
-	  tests/probe/test_vllm.py $(ARGS)
+	  tests/probe/test_vllm.py tests/probe/test_vllm_server.py $(ARGS)
+
+test-gpu: $(VENV)/.dev ## set up, then test the engines on a CUDA device; see tests/gpu
+	@echo "==> pytest"
+	@$(BIN)/python -m pytest -c tests/gpu/pytest.ini -rs tests/gpu $(ARGS)
 
 check: lint types contract deployment ## set up, then run every check that runs no code of ours
 
@@ -141,8 +145,11 @@ fuzz: $(VENV)/.dev ## set up, then send random requests for long; FUZZ_EXAMPLES=
 bench-pool: $(VENV)/.dev ## set up, then fill one run until it is large; ARGS='--sizes 100000'
 	@$(BIN)/python tests/bench/bench_pool.py $(ARGS)
 
+bench-probe: $(VENV)/.dev ## set up, then measure a worker against its engine alone; ARGS=--quick
+	@$(BIN)/python -m tests.bench.bench_probe $(ARGS)
+
 # As the server sets it, see its main.py.
-bench bench-overload bench-pool bench-replay bench-worlds bench-learn: \
+bench bench-overload bench-pool bench-probe bench-replay bench-worlds bench-learn: \
   export OPENBLAS_NUM_THREADS := 1
 
 bench-replay: $(VENV)/.dev ## set up, then replay a recorded run: make bench-replay TRACE=FILE

@@ -51,7 +51,7 @@ def test_beliefs_keep_up_with_a_policy_that_has_learned_nearly_everything(is_des
         groups = arm.step(step, learner)
         learner.train(groups.index_M, groups.mixed_M)
         served_N[groups.index_M] = step
-    pool = pool_of(task, arm._ledger, STEPS, served_N)
+    pool = pool_of(task, arm.ledger, STEPS, served_N)
     error_N = pool.beliefs(pool.fit()).mean - learner.pass_rate_N
     assert learner.pass_rate_N.mean() > 0.9
     assert np.mean(error_N**2) < most

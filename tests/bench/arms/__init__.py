@@ -21,6 +21,7 @@ from tests.bench.arms.mopps import Mopps
 from tests.bench.arms.oracle import Oracle
 from tests.bench.arms.pcl import Pcl
 from tests.bench.arms.prime_rl import PrimeRl, PrimeRlDecayed
+from tests.bench.arms.probed import Probed
 from tests.bench.arms.sec import Sec
 from tests.bench.arms.speed import Speed
 from tests.bench.arms.uniform import Uniform
@@ -50,10 +51,19 @@ PRODUCT: dict[str, Build] = {"edge": Edge, "edge_greedy": partial(Edge, config=G
 """As a run has it by default, and with softening, rest, wear and reserves off; both learn how much
 of a batch each domain gets."""
 
+PROBED: dict[str, Build] = {
+    "edge_spare": partial(Probed, share=1.0, on_spare_capacity=True),
+    "edge_spare_2": partial(Probed, share=2.0, on_spare_capacity=True),
+    "edge_charged": partial(Probed, share=1 / 8, on_spare_capacity=False),
+}
+"""The product with a prober beside it: as many rollouts as the trainer makes, or twice as many, on
+GPUs that nothing else is done with; and an eighth as many, which are charged."""
+
 __all__ = [
     "GREEDY",
     "MOPPS",
     "PEERS",
+    "PROBED",
     "PRODUCT",
     "Adarft",
     "Arm",
@@ -69,6 +79,7 @@ __all__ = [
     "Pcl",
     "PrimeRl",
     "PrimeRlDecayed",
+    "Probed",
     "Rollouts",
     "Sec",
     "Speed",

@@ -126,8 +126,16 @@ class Rollouts:
         self._count = 0
         self.charged = 0
 
-    def sample(self, index_M: Ints, attempts: Ints | int) -> Groups:
-        """New groups, one for each entry; a prompt may occur more than once."""
+    def sample(
+        self, index_M: Ints, attempts: Ints | int, *, on_spare_capacity: bool = False
+    ) -> Groups:
+        """New groups, one for each entry; a prompt may occur more than once.
+
+        Args:
+            index_M: prompts.
+            attempts: of each.
+            on_spare_capacity: made beside the run, and not charged.
+        """
         index_M = np.asarray(index_M)
         attempts_M = np.broadcast_to(np.asarray(attempts), index_M.shape)
         inside = np.all((index_M >= 0) & (index_M < self._prompt_count))
@@ -136,7 +144,10 @@ class Rollouts:
         ticket_M = np.arange(self._count, self._count + len(index_M))
         self._grow(len(index_M))
         self._prompts[ticket_M] = index_M
-        return self._roll(ticket_M, attempts_M)
+        before, groups = self.charged, self._roll(ticket_M, attempts_M)
+        if on_spare_capacity:
+            self.charged = before
+        return groups
 
     def extend(self, groups: Groups, attempts: int) -> Groups:
         """More attempts for groups that exist."""

@@ -27,17 +27,18 @@ class Ledger:
         self._window_steps = window_steps
         self._document = Document(config={})
         self._windows = self._document.windows
-        self._sums_3N: dict[int, Floats] = {0: np.zeros((3, prompt_count))}
-        """By window: attempts, their rewards, and the squares of these."""
+        self._sums_4N: dict[int, Floats] = {0: np.zeros((4, prompt_count))}
+        """By window: attempts, their rewards, the squares of these, attempts of probes."""
         self.attempts_N = np.zeros(prompt_count, dtype=np.int64)
 
-    def add(self, policy_step: int, groups: Groups) -> None:
+    def add(self, policy_step: int, groups: Groups, *, probed: bool = False) -> None:
         """Count the groups."""
         self.turn(policy_step)
-        attempts_M, sums_3N = groups.attempts_M, self._sums_3N[self._windows[-1].window]
+        attempts_M, sums_4N = groups.attempts_M, self._sums_4N[self._windows[-1].window]
         squares_M = attempts_M * (groups.spread_M**2 + groups.rate_M**2)
-        for row, new_M in enumerate((attempts_M, groups.reward_M, squares_M)):
-            np.add.at(sums_3N[row], groups.index_M, new_M)
+        columns = (attempts_M, groups.reward_M, squares_M, attempts_M * probed)
+        for row, new_M in enumerate(columns):
+            np.add.at(sums_4N[row], groups.index_M, new_M)
         np.add.at(self.attempts_N, groups.index_M, attempts_M)
 
     def turn(self, policy_step: int) -> bool:
@@ -46,16 +47,16 @@ class Ledger:
             return False
         self._document = self._document.with_window_for(policy_step, self._window_steps)
         self._windows = blocks(self._document.windows)
-        before, self._sums_3N = self._sums_3N, {}
+        before, self._sums_4N = self._sums_4N, {}
         for window in self._windows:
             parts = [before.pop(old) for old in sorted(before) if old <= window.window]
-            self._sums_3N[window.window] = sum(parts, np.zeros((3, len(self.attempts_N))))
+            self._sums_4N[window.window] = sum(parts, np.zeros((4, len(self.attempts_N))))
         return True
 
     def blocks(self, policy_step: int) -> tuple[Block, ...]:
         """As of a step."""
         middles = zip(self._windows, mid_steps(self._windows, policy_step), strict=True)
-        return tuple(Block(middle, *self._sums_3N[window.window]) for window, middle in middles)
+        return tuple(Block(middle, *self._sums_4N[window.window]) for window, middle in middles)
 
 
 class Edge:
@@ -69,25 +70,29 @@ class Edge:
         self, task: Task, rng: np.random.Generator, *, config: SelectionConfig | None = None
     ) -> None:
         self._task, self.rng = task, rng
-        self._config = replace(config or SelectionConfig(), group_size=task.group_size)
-        self._ledger = Ledger(len(task))
+        self.config = replace(config or SelectionConfig(), group_size=task.group_size)
+        self.ledger = Ledger(len(task))
         self._last_served_N = np.full(len(task), -1)
-        self._model: Model | None = None
+        self.model: Model | None = None
         self.believed_B: Floats = np.empty(0)
         self.served = Groups.none()
 
     def step(self, policy_step: int, rollouts: Rollouts) -> Groups:
-        turned = self._ledger.turn(policy_step)
-        pool = pool_of(self._task, self._ledger, policy_step, self._last_served_N)
-        if self._model is None or turned or len(pool.blocks) <= 1:
-            self._model = pool.fit()
+        turned = self.ledger.turn(policy_step)
+        pool = self.pool(policy_step)
+        if self.model is None or turned or len(pool.blocks) <= 1:
+            self.model = pool.fit()
         size = self._task.batch_size
-        batch = compose_batch(self._model, pool, self._config, size, self.rng)
+        batch = compose_batch(self.model, pool, self.config, size, self.rng)
         groups = rollouts.sample(batch.indices_B, batch.attempt_counts_B)
-        self._ledger.add(policy_step, groups)
+        self.ledger.add(policy_step, groups)
         self._last_served_N[batch.indices_B] = policy_step
         self.believed_B, self.served = batch.pass_rate_B, groups
         return groups
+
+    def pool(self, policy_step: int) -> Pool:
+        """What selection sees."""
+        return pool_of(self._task, self.ledger, policy_step, self._last_served_N)
 
 
 def pool_of(task: Task, ledger: Ledger, policy_step: int, last_served_N: Ints) -> Pool:

@@ -4,8 +4,9 @@
 
 In each world a uniform run sets a target: the mean pass rate it ends with on prompts that are never
 trained on. Every other arm then races to it, and every rollout it makes is charged, screening and
-references included. Ratios are geometric means over worlds and seeds; an arm that does not reach a
-target counts with what it had spent when it gave up, four times uniform's budget.
+references included; only those of a prober on spare GPUs (`edge_spare`) are not. Ratios are
+geometric means over worlds and seeds; an arm that does not reach a target counts with what it had
+spent when it gave up, four times uniform's budget.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from curriculum.arrays import Floats
-from tests.bench.arms import MOPPS, PEERS, PRODUCT, Build
+from tests.bench.arms import MOPPS, PEERS, PROBED, PRODUCT, Build
 from tests.bench.figure import bars, new_figure, save
 from tests.bench.intervals import Estimate, geometric
 from tests.bench.parallel import in_order
@@ -27,11 +28,14 @@ from tests.bench.worlds.catalogue import WORLDS
 from tests.bench.worlds.learner import World
 from tests.bench.worlds.race import Result, race, uniform_target
 
-ARMS: dict[str, Build | None] = {**PRODUCT, **PEERS, "oracle": None}
-SHOWN = ("edge", "edge_greedy", "mopps_1", "mopps_0.5", "dapo", "speed", "dots", "pcl", "oracle")
+ARMS: dict[str, Build | None] = {**PRODUCT, **PROBED, **PEERS, "oracle": None}
+SHOWN = (
+    *("edge", "edge_spare", "edge_greedy", "mopps_1", "mopps_0.5", "dapo", "speed", "dots", "pcl"),
+    "oracle",
+)
 QUICK_WORLDS = ("bimodal", "no features", "features 60", "small pool", "noisy verifier")
 ALWAYS = ("edge", "uniform", "mopps_1")  # what the figures are ratios of
-QUICK_ARMS = ("edge", "uniform", "dapo", "mopps_0.5", "mopps_1", "oracle")
+QUICK_ARMS = ("edge", *PROBED, "uniform", "dapo", "mopps_0.5", "mopps_1", "oracle")
 
 Table = dict[str, dict[str, list[Result]]]
 """World -> arm -> a result for each seed."""
@@ -86,9 +90,15 @@ def best_mopps(table: Table, measure: str = "rollouts") -> Floats:
 def ratios(table: Table, measure: str = "rollouts") -> dict[str, Estimate]:
     """What `edge` spends, by whom it is compared with."""
     ours = log_cost(table, "edge", measure)
-    others = [name for name in next(iter(table.values())) if name != "edge"]
+    others = [name for name in next(iter(table.values())) if name not in ("edge", *PROBED)]
     compared = {name: geometric(ours - log_cost(table, name, measure)) for name in others}
     return {"mopps": geometric(ours - best_mopps(table, measure)), **compared}
+
+
+def probed(table: Table) -> dict[str, Estimate]:
+    """What `edge` with a prober spends, for each rollout of it without."""
+    names = [name for name in PROBED if name in next(iter(table.values()))]
+    return {name: geometric(log_cost(table, name) - log_cost(table, "edge")) for name in names}
 
 
 def to_uniform(table: Table, arm: str) -> dict[str, Estimate]:
@@ -123,6 +133,9 @@ def show(table: Table) -> None:
             f"{mark + format(by_arm[arm][world].mean, '.2f'):>12}" for arm, mark in cells
         )
         print(f"  {world:22}{line}")
+    print("\nWith a prober: rollouts to the target, edge alone = 1")
+    for name, e in probed(table).items():
+        print(f"  {name:14}{e.mean:9.3f}  {e.low:.3f}-{e.high:.3f}")
 
 
 def mean_of(table: Table, arm: str, measure: str) -> float:
@@ -137,6 +150,7 @@ def summary(table: Table, worlds: Mapping[str, World]) -> dict[str, object]:
     worst = max(uniform, key=lambda name: uniform[name].mean)
     return {
         **{f"ratio_to_{name}": round(e.mean, 4) for name, e in by_rollouts.items()},
+        "probed": {name: e.rounded() for name, e in probed(table).items()},
         "worst_ratio_to_uniform": round(uniform[worst].mean, 4),
         "worst_world": worst,
         "intervals": {f"ratio_to_{name}": e.rounded() for name, e in by_rollouts.items()},
