@@ -9,6 +9,9 @@ SAMPLED = Counter("curriculum_probe_sampled_attempts_total", "Attempts sampled")
 TOKENS = Counter("curriculum_probe_tokens_total", "Tokens sampled, where the engine tells")
 ATTEMPTS = Counter("curriculum_probe_attempts_total", "Attempts that the server counted")
 PASSES = Counter("curriculum_probe_passes_total", "Passes that the server counted")
+SETTLED = Counter(
+    "curriculum_probe_settled_bands_total", "Prompts of which a report made sure in which band"
+)
 SKIPPED = Counter(
     "curriculum_probe_skipped_prompts_total", "Prompts that cannot be verified or sampled"
 )

@@ -28,6 +28,8 @@ class Tally:
     attempt_count: int = 0
     """Attempts that the server counted."""
     pass_count: int = 0
+    settled_count: int = 0
+    """Prompts of which the server wants no more attempts: it is sure of their band."""
     skipped_count: int = 0
     """Prompts that cannot be verified or sampled."""
     verifier_error_count: int = 0
@@ -43,6 +45,7 @@ _METRICS: dict[str, Counter] = {
     "token_count": metrics.TOKENS,
     "attempt_count": metrics.ATTEMPTS,
     "pass_count": metrics.PASSES,
+    "settled_count": metrics.SETTLED,
     "skipped_count": metrics.SKIPPED,
     "verifier_error_count": metrics.VERIFIER_ERRORS,
 }
@@ -80,12 +83,13 @@ class Progress:
         if now == before:
             return
         logger.info(
-            "probing tokens_per_s=%.0f prompts_per_s=%.2f attempts=%d pass_share=%s unverified=%d "
-            "verifier_errors=%d",
+            "probing tokens_per_s=%.0f prompts_per_s=%.2f attempts=%d pass_share=%s "
+            "bands_settled=%d unverified=%d verifier_errors=%d",
             (now.token_count - before.token_count) / elapsed_s,
             (now.prompt_count - before.prompt_count) / elapsed_s,
             now.attempt_count,
             f"{(now.pass_count - before.pass_count) / counted:.3f}" if counted else "unknown",
+            now.settled_count,
             self.unverified_count,
             now.verifier_error_count,
         )

@@ -7,71 +7,38 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
-from curriculum_api.errors import ConflictError, InvalidRequestError, NotFoundError, StateError
 from curriculum_api.v1 import batch_pb2
+from curriculum_api.v1.prompt_pb2 import Prompt
 from curriculum_probe import metrics
-from curriculum_probe.engines import Completion, Engine, EngineError, RefusedError
-from curriculum_probe.gate import Gate
-from curriculum_probe.progress import Progress, Tally
-from curriculum_probe.service import Service
+from curriculum_probe.engines import Completion, EngineError, RefusedError
+from curriculum_probe.progress import Tally
+from curriculum_probe.reports import Finished, Reports
 from curriculum_probe.threads import in_thread
-from curriculum_probe.unusable import Unusable
-from curriculum_probe.verifiers.pool import UnverifiableError, Verdict, VerifierPool
+from curriculum_probe.tools import Tools
+from curriculum_probe.verifiers.pool import UnverifiableError, Verdict
 
-GATHER_S = 1.0
-GATHER_PROMPTS = 64
-"""What is gathered for one report. With the most attempts per prompt it is the largest allowed."""
-MAX_REFUSED_REPORTS = 3
-"""One refused report may be a rollback or a slow round; in a row they are a mistake."""
-REFUSALS = (ConflictError, NotFoundError, StateError, InvalidRequestError)
+WAVE_ATTEMPTS = 8
+"""Attempts of a prompt that are sampled before the server is asked whether more are of use. The
+answer takes some seconds, in which others are sampled."""
+IN_WAVES = (batch_pb2.REASON_PROBE, batch_pb2.REASON_LONG_SHOT)
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class Tools:
-    """What all rounds of a worker share."""
-
-    run_id: str
-    service: Service
-    engine: Engine
-    verifiers: VerifierPool
-    gate: Gate
-    progress: Progress = field(default_factory=Progress)
-    unusable: Unusable = field(default_factory=Unusable)
-    refused_in_a_row: int = 0
-    """Reports of rounds that each began after the one before was refused."""
-
-
-@dataclass(frozen=True)
-class _Finished:
-    """A prompt whose attempts are sampled and judged."""
-
-    slot: int
-    completions: Sequence[Completion]
-    verdicts: Sequence[Verdict]
-
-
 class Round:
-    """Samples, verifies and reports the prompts of one batch, and gives back what is left of it.
-
-    Reports are named by the batch and a number, and a repeated call carries the same name, so that
-    no attempt counts twice.
-    """
+    """Samples, verifies and reports the prompts of one batch, and gives back what is left of it."""
 
     def __init__(self, batch: batch_pb2.Batch, tools: Tools) -> None:
         self._batch, self._tools = batch, tools
         self._tally = Tally()
         self._started_s = time.monotonic()
-        self._because = batch.shortfall
+        self._reports = Reports(batch, tools, self._tally)
         self._sampling: list[asyncio.Task[None]] = []
-        self._finished: asyncio.Queue[_Finished | None] = asyncio.Queue()
+        self._is_last_wave = False
         self._refusals: list[RefusedError] = []
-        self._refused_before = tools.refused_in_a_row
-        self._usable = self._check(batch.prompts)
+        self._usable: list[batch_pb2.ServedPrompt] = []
 
     @property
     def batch(self) -> batch_pb2.Batch:
@@ -82,12 +49,21 @@ class Round:
         """Whether it has a prompt that can be sampled and verified."""
         return bool(self._usable)
 
+    async def prepare(self) -> None:
+        """Find the prompts whose verifiers can be loaded: the others must cost no tokens."""
+        prompts = self._batch.prompts
+        found = await asyncio.gather(*[self._is_usable(served.prompt) for served in prompts])
+        self._usable = [
+            served for served, is_usable in zip(prompts, found, strict=True) if is_usable
+        ]
+        self._tools.progress.add(self._tally, skipped_count=len(prompts) - len(self._usable))
+
     async def run(self, policy_step: int) -> None:
         """See it through; every attempt is from this step's weights.
 
         However it ends, what was verified is reported and the rest given back.
         """
-        reporting = asyncio.create_task(self._report_in_parts(policy_step))
+        reporting = asyncio.create_task(self._reports.run(policy_step, self.abandon))
         self._sampling = [asyncio.create_task(self._probe(served)) for served in self._usable]
         try:
             await _all(self._sampling)
@@ -98,13 +74,17 @@ class Round:
             raise
         finally:
             self.abandon()
-            self._finished.put_nowait(None)
+            self._reports.end()
             try:
                 await reporting
             finally:
                 await self.give_back()
                 if self._batch.prompts:
                     self._log(policy_step)
+
+    def finish_wave(self) -> None:
+        """Sample what has begun and no more: the weights are going to change."""
+        self._is_last_wave = bool(self._sampling)
 
     def abandon(self) -> None:
         """Sample and verify no more."""
@@ -117,27 +97,40 @@ class Round:
         if self._tally.attempt_count < allotted:
             await in_thread(partial(self._tools.service.release, self._batch))
 
-    def _check(self, prompts: Sequence[batch_pb2.ServedPrompt]) -> list[batch_pb2.ServedPrompt]:
-        usable, unusable = [], self._tools.unusable
-        for served in prompts:
-            prompt = served.prompt
-            try:
-                if prompt.prompt_id not in unusable:
-                    self._tools.verifiers.check(prompt.payload_json)
-                    usable.append(served)
-            except UnverifiableError as error:
-                unusable.add(prompt.prompt_id, math.inf)
-                unusable.warn_once("prompts skipped", prompt.prompt_id, str(error))
-        self._tools.progress.add(self._tally, skipped_count=len(prompts) - len(usable))
-        return usable
+    async def _is_usable(self, prompt: Prompt) -> bool:
+        unusable = self._tools.unusable
+        if prompt.prompt_id in unusable:
+            return False
+        try:
+            await self._tools.verifiers.prepare(prompt.payload_json)
+        except UnverifiableError as error:
+            unusable.add(prompt.prompt_id)  # not for ever: what failed may have been a process
+            unusable.warn_once("prompts skipped", prompt.prompt_id, str(error))
+            return False
+        return True
 
     async def _probe(self, served: batch_pb2.ServedPrompt) -> None:
-        completions = await self._sample(served)
+        """In waves, until no more attempts are allotted or wanted."""
+        left = served.attempt_count
+        in_waves = self._tools.stops_early and served.reason in IN_WAVES
+        wave = WAVE_ATTEMPTS if in_waves else left
+        is_first = True
+        while await self._probe_once(served, min(wave, left), is_first=is_first):
+            left, is_first = left - wave, False
+            if left <= 0 or await self._reports.is_settled(served.slot) or self._is_last_wave:
+                return
+
+    async def _probe_once(
+        self, served: batch_pb2.ServedPrompt, attempt_count: int, *, is_first: bool
+    ) -> bool:
+        """Whether anything came of it."""
+        completions = await self._sample(served.prompt, attempt_count)
         if not completions:
-            return
-        progress, attempt_count = self._tools.progress, len(completions)
+            return False
+        progress = self._tools.progress
         tokens = sum(completion.token_count or 0 for completion in completions)
-        progress.add(self._tally, prompt_count=1, sampled_count=attempt_count, token_count=tokens)
+        counts = {"sampled_count": attempt_count, "token_count": tokens}
+        progress.add(self._tally, prompt_count=int(is_first), **counts)
         progress.add_unverified(attempt_count)
         try:
             with metrics.VERIFY_SECONDS.time():
@@ -147,22 +140,23 @@ class Round:
         finally:
             progress.add_unverified(-attempt_count)
         self._note_errors(served.prompt.prompt_id, verdicts)
-        self._finished.put_nowait(_Finished(served.slot, completions, verdicts))
+        self._reports.add(Finished(served.slot, completions, verdicts))
+        return any(verdict.score is not None for verdict in verdicts)
 
-    async def _sample(self, served: batch_pb2.ServedPrompt) -> list[Completion]:
-        gate, prompt = self._tools.gate, served.prompt
-        if not await gate.enter(served.attempt_count):
+    async def _sample(self, prompt: Prompt, attempt_count: int) -> list[Completion]:
+        gate = self._tools.gate
+        if not await gate.enter(attempt_count):
             return []
         try:
             with metrics.SAMPLE_SECONDS.time():
-                return await self._tools.engine.sample(prompt.text, served.attempt_count)
+                return await self._tools.engine.sample(prompt.text, attempt_count)
         except RefusedError as refusal:
             self._refusals.append(refusal)
             self._tools.unusable.add(prompt.prompt_id, math.inf)
             self._tools.progress.add(self._tally, skipped_count=1)
             return []
         finally:
-            gate.leave(served.attempt_count)
+            gate.leave(attempt_count)
 
     def _note_errors(self, prompt_id: str, verdicts: Sequence[Verdict]) -> None:
         errors = [verdict.because for verdict in verdicts if verdict.score is None]
@@ -172,71 +166,14 @@ class Round:
         if len(errors) == len(verdicts):
             self._tools.unusable.add(prompt_id)
 
-    async def _report_in_parts(self, policy_step: int) -> None:
-        number, is_last = 0, False
-        try:
-            while not is_last:
-                ready, is_last = await self._gather()
-                outcomes = _outcomes(ready)
-                name = f"{self._batch.batch_id}.{number}"
-                if outcomes.slots and not await self._report(name, outcomes, policy_step):
-                    return
-                number += 1
-        except Exception:
-            self._tools.gate.close()
-            raise
-        finally:
-            self.abandon()
-
-    async def _gather(self) -> tuple[list[_Finished], bool]:
-        """What is finished within a moment, and whether it is the last."""
-        ready: list[_Finished] = []
-        try:
-            item = await self._finished.get()
-            async with asyncio.timeout(GATHER_S):
-                while item is not None:
-                    ready.append(item)
-                    if len(ready) == GATHER_PROMPTS:
-                        return ready, False
-                    item = await self._finished.get()
-        except TimeoutError:
-            return ready, False
-        return ready, True
-
-    async def _report(self, name: str, outcomes: batch_pb2.Outcomes, policy_step: int) -> bool:
-        """Whether the report was taken."""
-        tools = self._tools
-        try:
-            receipt = await in_thread(
-                lambda: tools.service.report(
-                    name, self._batch, policy_step=policy_step, outcomes=outcomes
-                )
-            )
-        except REFUSALS as error:
-            self._because = f"report refused: {error}"
-            self._count_refusal()
-            if tools.refused_in_a_row == MAX_REFUSED_REPORTS:
-                raise
-            return False
-        tools.refused_in_a_row = 0
-        counts = {"attempt_count": receipt.attempt_count, "pass_count": receipt.pass_count}
-        tools.progress.add(self._tally, **counts)
-        return True
-
-    def _count_refusal(self) -> None:
-        """Rounds that were under way together are refused together: that is one refusal."""
-        metrics.REFUSED_REPORTS.inc()
-        known, before = self._tools.refused_in_a_row, self._refused_before
-        self._tools.refused_in_a_row = max(known, min(known, before) + 1)
-
     def _log(self, policy_step: int) -> None:
-        tally = self._tally
+        tally, because = self._tally, self._reports.because or self._batch.shortfall
         if self._refusals:
-            count, because = len(self._refusals), self._refusals[0]
-            logger.warning("prompts refused count=%d because=%s", count, because)
+            count, first = len(self._refusals), self._refusals[0]
+            logger.warning("prompts refused count=%d because=%s", count, first)
         logger.info(
             "round probed run=%s policy_step=%d prompts=%d attempts=%d passes=%d skipped=%d "
-            "verifier_errors=%d tokens=%s s=%.1f%s",
+            "verifier_errors=%d settled=%d tokens=%s s=%.1f%s",
             self._tools.run_id,
             policy_step,
             tally.prompt_count,
@@ -244,9 +181,10 @@ class Round:
             tally.pass_count,
             tally.skipped_count,
             tally.verifier_error_count,
+            tally.settled_count,
             tally.token_count or "unknown",
             time.monotonic() - self._started_s,
-            f" because={self._because}" if self._because else "",
+            f" because={because}" if because else "",
         )
 
 
@@ -258,18 +196,3 @@ async def _all(tasks: Sequence[asyncio.Task[None]]) -> None:
     for task in done:
         if not task.cancelled():
             task.result()
-
-
-def _outcomes(finished: Sequence[_Finished]) -> batch_pb2.Outcomes:
-    """The judged attempts; a verifier's error says nothing of an attempt."""
-    outcomes, tokens = batch_pb2.Outcomes(), list[int | None]()
-    for prompt in finished:
-        for completion, verdict in zip(prompt.completions, prompt.verdicts, strict=True):
-            if verdict.score is not None:
-                outcomes.slots.append(prompt.slot)
-                outcomes.rewards.append(min(max(verdict.score, 0.0), 1.0))
-                tokens.append(completion.token_count)
-    known = [count for count in tokens if count is not None]
-    if len(known) == len(tokens):
-        outcomes.token_counts.extend(known)
-    return outcomes

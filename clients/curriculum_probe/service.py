@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import grpc
@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from curriculum_api import errors
 from curriculum_api.channel import TlsConfig, bearer, open_channel
 from curriculum_api.status import AWAY, error_from_rpc
-from curriculum_api.v1 import batch_pb2, run_pb2
+from curriculum_api.v1 import batch_pb2, prompt_pb2, run_pb2
 from curriculum_api.v1 import operator_service_pb2 as operator_pb
 from curriculum_api.v1 import probe_service_pb2 as probe_pb
 from curriculum_api.v1 import trainer_service_pb2 as trainer_pb
@@ -53,7 +53,13 @@ class Service:
         return response.run
 
     def lease(
-        self, request_id: str, prompt_count: int, *, policy_step: int, attempt_count: int | None
+        self,
+        request_id: str,
+        prompt_count: int,
+        *,
+        policy_step: int,
+        attempt_count: int | None = None,
+        rollout_budget: int | None = None,
     ) -> probe_pb.LeaseProbesResponse:
         request = probe_pb.LeaseProbesRequest(
             run_id=self._run_id,
@@ -61,6 +67,7 @@ class Service:
             prompt_count=prompt_count,
             policy_step=policy_step,
             attempt_count=attempt_count,
+            rollout_budget=rollout_budget,
         )
         response: probe_pb.LeaseProbesResponse = self._patiently(self._probe.LeaseProbes, request)
         return response
@@ -72,7 +79,7 @@ class Service:
         *,
         policy_step: int,
         outcomes: batch_pb2.Outcomes,
-    ) -> batch_pb2.ReportReceipt:
+    ) -> probe_pb.ReportProbesResponse:
         request = probe_pb.ReportProbesRequest(
             run_id=self._run_id,
             request_id=request_id,
@@ -82,7 +89,27 @@ class Service:
             outcomes=outcomes,
         )
         response: probe_pb.ReportProbesResponse = self._patiently(self._probe.ReportProbes, request)
-        return response.receipt
+        return response
+
+    def unembedded(self, page_size: int, page_token: str) -> probe_pb.ListUnembeddedPromptsResponse:
+        request = probe_pb.ListUnembeddedPromptsRequest(
+            run_id=self._run_id, page_size=page_size, page_token=page_token
+        )
+        response: probe_pb.ListUnembeddedPromptsResponse = self._patiently(
+            self._probe.ListUnembeddedPrompts, request
+        )
+        return response
+
+    def add_embeddings(
+        self, request_id: str, embeddings: Sequence[prompt_pb2.PromptEmbedding]
+    ) -> probe_pb.AddEmbeddingsResponse:
+        request = probe_pb.AddEmbeddingsRequest(
+            run_id=self._run_id, request_id=request_id, embeddings=embeddings
+        )
+        response: probe_pb.AddEmbeddingsResponse = self._patiently(
+            self._probe.AddEmbeddings, request
+        )
+        return response
 
     def renew(self, batch: batch_pb2.Batch) -> None:
         """Keep the batch's leases."""

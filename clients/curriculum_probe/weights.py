@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from curriculum_api.v1 import run_pb2
 from curriculum_probe import metrics
@@ -13,6 +15,10 @@ from curriculum_probe.engines import CheckpointError, Engine
 FIRST_RETRY_S = 5.0
 LAST_RETRY_S = 300.0
 """Between tries at one checkpoint that cannot be loaded: each makes the engine run empty."""
+LOOK_S = 0.5
+"""Loading takes minutes, and whoever stops a worker waits for it."""
+
+Drained = Callable[[], Awaitable[bool]]
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +40,12 @@ class Weights:
         """That of the weights that are sampled; None: it is not known yet."""
         return self._step
 
-    async def follow(self, policy: run_pb2.Policy, drained: Callable[[], Awaitable[bool]]) -> None:
+    async def follow(self, policy: run_pb2.Policy, drained: Drained) -> None:
         """Let the engine sample from this policy, if it can and does not yet.
 
         Args:
             drained: waits until nothing is being sampled; False: it is too late for new weights.
+                It is asked again while they are loaded.
         """
         wanted = (policy.policy_step, policy.uri)
         if self._is_told or wanted == self._loaded:
@@ -46,16 +53,16 @@ class Weights:
         if not self._engine.loads_weights:
             self._adopt(wanted)
         elif self._is_worth_a_try(wanted) and await drained():
-            await self._load(wanted)
+            await self._load(wanted, drained)
 
     def _is_worth_a_try(self, wanted: tuple[int, str]) -> bool:
         return wanted != self._failed or time.monotonic() >= self._retry_at_s
 
-    async def _load(self, wanted: tuple[int, str]) -> None:
+    async def _load(self, wanted: tuple[int, str], drained: Drained) -> None:
         step, uri = wanted
         started_s = time.monotonic()
         try:
-            await self._engine.load(uri)
+            is_loaded = await self._finished(self._engine.load(uri), drained)
         except CheckpointError as error:
             self._retry_later(wanted)
             metrics.WEIGHT_LOADS.labels("skipped").inc()
@@ -63,11 +70,26 @@ class Weights:
             logger.warning(
                 "weights skipped policy_step=%d sampled_step=%s because=%s", step, going_on, error
             )
-        else:
-            self._adopt(wanted)
-            metrics.WEIGHT_LOADS.labels("loaded").inc()
-            elapsed_s = time.monotonic() - started_s
-            logger.info("weights loaded policy_step=%d uri=%s s=%.1f", step, uri, elapsed_s)
+            return
+        elapsed_s = time.monotonic() - started_s
+        if not is_loaded:  # nor are the old ones whole any more, but nothing is sampled now
+            logger.info("weights given up policy_step=%d uri=%s s=%.1f", step, uri, elapsed_s)
+            return
+        self._adopt(wanted)
+        metrics.WEIGHT_LOADS.labels("loaded").inc()
+        logger.info("weights loaded policy_step=%d uri=%s s=%.1f", step, uri, elapsed_s)
+
+    async def _finished(self, load: Coroutine[Any, Any, None], drained: Drained) -> bool:
+        """Whether it was seen through before it was too late."""
+        loading = asyncio.create_task(load)
+        try:
+            while not (await asyncio.wait([loading], timeout=LOOK_S))[0]:
+                if not await drained():
+                    return False
+            loading.result()
+        finally:
+            loading.cancel()
+        return True
 
     def _retry_later(self, failed: tuple[int, str]) -> None:
         is_repeated = failed == self._failed

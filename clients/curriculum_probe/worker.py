@@ -24,9 +24,10 @@ from curriculum_probe import metrics
 from curriculum_probe.engines import Engine
 from curriculum_probe.gate import Gate
 from curriculum_probe.renewal import Renewals
-from curriculum_probe.rounds import Round, Tools
+from curriculum_probe.rounds import Round
 from curriculum_probe.service import Service
 from curriculum_probe.threads import in_thread
+from curriculum_probe.tools import Tools
 from curriculum_probe.verifiers.pool import VerifierPool
 from curriculum_probe.weights import Weights
 
@@ -34,6 +35,8 @@ FIRST_PAUSE_S = 1.0
 LAST_PAUSE_S = 60.0
 ASK_AGAIN_S = 5.0
 """A pool that had too little is asked again when a round of ours is through, or after this."""
+PROMPT_RATIO = 4
+"""Prompts may have a fraction of a group's attempts each."""
 LOOKAHEAD = 2
 """Attempts in hand that are not sampled yet, as a multiple of what the engine takes at once."""
 MAX_UNVERIFIED = 16
@@ -47,7 +50,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """What a worker does. None: attempts as the run has them, the published step, no end."""
+    """What a worker does. None: attempts as many as are worth it, the published step, no end.
+
+    `prompt_count` is of prompts with a group of attempts each: a lease of fewer attempts for each
+    has more prompts.
+    """
 
     run_id: str
     prompt_count: int
@@ -78,7 +85,9 @@ class Worker:
         self._stopping = stop or threading.Event()
         self._changed = asyncio.Event()
         self._gate = Gate(lambda: engine.slots, self._note_change)
-        self._tools = Tools(plan.run_id, service, engine, verifiers, self._gate)
+        stops_early = plan.attempt_count is None
+        self._tools = Tools(plan.run_id, service, engine, verifiers, self._gate, stops_early)
+        self._group_size = 0
         self._weights = Weights(engine, plan.policy_step)
         self._renewals = Renewals(service)
         self._rounds: set[Round] = set()
@@ -167,6 +176,7 @@ class Worker:
         self._rounds.add(round_)
         self._renewals.hold(response.batch)
         try:
+            await round_.prepare()
             if response.HasField("policy"):
                 await self._weights.follow(response.policy, self._drained)
         except BaseException:
@@ -194,13 +204,17 @@ class Worker:
     async def _lease(self, batch_id: str) -> LeaseProbesResponse | None:
         plan, step = self._plan, self._weights.step or 0
         # Those that cannot be used come first again, being the least certain.
-        prompt_count = plan.prompt_count + len(self._tools.unusable)
+        prompt_count, rollouts = plan.prompt_count + len(self._tools.unusable), None
+        if plan.attempt_count is None:
+            rollouts = min(prompt_count * self._group_size, limits.MAX_PROBE_ROLLOUTS)
+            prompt_count *= PROMPT_RATIO
         lease = partial(
             self._service.lease,
             batch_id,
             min(prompt_count, limits.MAX_BATCH_PROMPTS),
             policy_step=step,
             attempt_count=plan.attempt_count,
+            rollout_budget=rollouts,
         )
         try:
             return await in_thread(lease)
@@ -216,12 +230,15 @@ class Worker:
         """Take up the published policy, if the run is one that verifiers can judge."""
         run = await in_thread(self._service.run)
         check_run(run)
+        self._group_size = run.config.selection.group_size
         if run.HasField("policy"):
             await self._weights.follow(run.policy, self._drained)
         elif self._weights.step is None:
             raise StateError(f"run_id={run.run_id!r}: has no published policy; {NAME_THE_STEP}")
 
     async def _drained(self) -> bool:
+        for round_ in self._rounds:
+            round_.finish_wave()
         await self._gate.idle()
         return not self._gate.is_closed
 

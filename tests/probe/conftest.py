@@ -205,6 +205,7 @@ def command(server: Any, endpoint: Endpoint, pool: Pool) -> Callable[..., list[s
             "endpoint": endpoint.url,
             "model": "stub",
             "policy_step": 0,
+            "attempts": 8,
             "rounds": 1,
             "patience": 10,
         }

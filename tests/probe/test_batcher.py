@@ -34,6 +34,13 @@ def test_short_prompts_share_a_batch_whatever_their_proportion() -> None:
     assert choose(pending, 64, None, 8) == [(pending[0], 4), (pending[1], 4)]
 
 
+def test_a_batch_is_filled_whatever_their_length_if_more_is_written_than_read() -> None:
+    pending = [Waiting(100, 4), Waiting(400, 4), Waiting(20, 4), Waiting(110, 4)]
+    batch = [(pending[0], 4), (pending[3], 4), (pending[2], 4), (pending[1], 4)]
+    assert choose(pending, 64, None, 200) == batch
+    assert choose(pending, 64, None, 199) == batch[:3]  # 2 x (100 + 199) < 400 + 199
+
+
 def test_a_prompt_of_many_attempts_comes_in_parts() -> None:
     first, second = Waiting(10, 50), Waiting(10, 50)
     assert choose([first, second], 64, None, 8) == [(first, 50), (second, 14)]
@@ -118,3 +125,12 @@ async def test_a_call_is_made_between_batches(batcher, generator, wait_until) ->
     assert len(await sampling) == 16
     with pytest.raises(ZeroDivisionError):
         await batcher.between(lambda: 1 // 0)
+
+
+async def test_what_fills_a_batch_waits_for_nothing_more(batcher, generator, monkeypatch) -> None:
+    monkeypatch.setattr("curriculum_probe.engines.batcher.LINGER_S", 60.0)
+    generator.steps.release(2)
+    async with asyncio.timeout(20):
+        answers = await asyncio.gather(*[batcher.sample([0] * 5, 4) for _ in range(2)])
+        assert list(map(len, answers)) == [4, 4]
+        assert await batcher.between(lambda: generator.batches) == [[(5, 4), (5, 4)]]

@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from curriculum_probe import progress, rounds, worker
+from curriculum_probe import progress, reports, worker
 from curriculum_probe.engines import Completion, EngineError, RefusedError
 from curriculum_probe.patience import Patience
 from curriculum_probe.service import Service
@@ -52,7 +52,7 @@ class FakeVerifiers:
     def __init__(self, until=None) -> None:
         self._until = until
 
-    def check(self, _payload_json):
+    async def prepare(self, _payload_json):
         """All can be verified."""
 
     async def verify(self, _payload_json, completions):
@@ -69,7 +69,7 @@ def work(server, pool):
     async def run(engine, verifiers, service=None, **plan):
         patience = Patience(10, threading.Event())
         services.append(Service(server.address, pool.run_id, patience=patience))
-        settings = {"prompt_count": 4, "policy_step": 0, **plan}
+        settings = {"prompt_count": 4, "attempt_count": 8, "policy_step": 0, **plan}
         made = worker.Worker(
             worker.Plan(pool.run_id, **settings), service or services[-1], engine, verifiers
         )
@@ -152,7 +152,7 @@ async def test_a_refused_prompt_is_not_sampled_again(work, pool) -> None:
 
 
 async def test_reports_are_gathered(work, pool, monkeypatch) -> None:
-    monkeypatch.setattr(rounds, "GATHER_PROMPTS", 5)
+    monkeypatch.setattr(reports, "GATHER_PROMPTS", 5)
     texts = pool.add_rates(*[1.0] * 12)
     sizes, report = [], Service.report
 
@@ -169,7 +169,7 @@ async def test_reports_are_gathered(work, pool, monkeypatch) -> None:
 async def test_a_report_waits_only_a_moment_for_slow_prompts(
     work, pool, monkeypatch, wait_until
 ) -> None:
-    monkeypatch.setattr(rounds, "GATHER_S", 0.05)
+    monkeypatch.setattr(reports, "GATHER_S", 0.05)
     texts = pool.add_rates(1.0, 1.0)
 
     class Slow(FakeEngine):
@@ -195,6 +195,7 @@ async def test_progress_is_logged(work, pool, monkeypatch, caplog) -> None:
         "prompts_per_s",
         "attempts",
         "pass_share",
+        "bands_settled",
         "unverified",
         "verifier_errors",
     ]

@@ -62,7 +62,7 @@ def test_a_signal_lets_what_is_sampled_finish_and_gives_back_the_rest(
 def test_what_takes_longer_than_the_drain_is_given_up(start, pool, endpoint, turnstile) -> None:
     pool.add_rates(*[0.5] * 3)
     gate = turnstile(1)
-    process = start(concurrency=16, drain=0.2)
+    process = start(concurrency=16, drain=2)
     assert gate.held.wait(30)
     process.signal(signal.SIGTERM)
     assert process.end() == 0, process.log

@@ -14,6 +14,8 @@ pytest.importorskip(
     "vllm", reason="vLLM is not installed here, see make test-vllm", exc_type=ImportError
 )
 
+from curriculum_api.v1 import run_pb2
+from curriculum_api.v1 import trainer_service_pb2 as trainer_pb
 from curriculum_probe.engines import CheckpointError, EngineConfig, RefusedError, create_engine
 from curriculum_probe.patience import Patience
 from tests.probe import tiny
@@ -97,4 +99,15 @@ def test_a_run_is_probed(probe, pool, folders) -> None:
         pool.add(f"prompt {number}", {"answer": "a"})
     options = [f"{name}={str(value).lower()}" for name, value in OPTIONS.items()]
     assert probe(engine="vllm", model=folders["a"], max_tokens=1, engine_option=options) == 0
+    assert set(pool.attempts().values()) == set(pool.passes().values()) == {8}
+
+
+def test_published_weights_are_sampled(probe, pool, stubs, folders) -> None:
+    for number in range(6):
+        pool.add(f"prompt {number}", {"answer": "a"})
+    policy = run_pb2.Policy(policy_step=3, uri=str(folders["a"]))
+    stubs.trainer.PublishPolicy(trainer_pb.PublishPolicyRequest(run_id=pool.run_id, policy=policy))
+    engine = {"engine": "vllm", "model": folders["b"], "max_tokens": 1}
+    options = [f"{name}={str(value).lower()}" for name, value in OPTIONS.items()]
+    assert probe(**engine, policy_step=None, attempts=8, engine_option=options) == 0
     assert set(pool.attempts().values()) == set(pool.passes().values()) == {8}

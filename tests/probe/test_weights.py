@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import shutil
 import threading
 from collections import defaultdict
@@ -11,6 +13,9 @@ import pytest
 from curriculum_api.v1 import run_pb2
 from curriculum_api.v1 import trainer_service_pb2 as trainer_pb
 from curriculum_probe import service, weights
+from curriculum_probe.patience import Patience
+from curriculum_probe.verifiers.pool import VerifierPool
+from curriculum_probe.worker import Plan, Worker
 from tests.probe import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -127,8 +132,8 @@ def test_a_half_written_checkpoint_is_skipped_and_the_old_weights_go_on(
 
     load = weights.Weights._load
 
-    async def load_and_publish(self, wanted):
-        await load(self, wanted)
+    async def load_and_publish(self, wanted, drained):
+        await load(self, wanted, drained)
         if wanted[0] == 1:
             publish(pool, 2, half)
 
@@ -139,6 +144,59 @@ def test_a_half_written_checkpoint_is_skipped_and_the_old_weights_go_on(
     assert len(skipped) == 1  # and not at every lease
     assert skipped[0].startswith("weights skipped policy_step=2 sampled_step=1 because=")
     assert "half: half-written or damaged: model.safetensors has" in skipped[0]
+
+
+class Slow:
+    """Loads for ever what is new."""
+
+    loads_weights = True
+    slots = 16
+
+    def __init__(self) -> None:
+        self.is_loading = False
+        self.has_begun = asyncio.Event()
+
+    async def load(self, uri):
+        self.is_loading = uri == "/new"
+        if not self.is_loading:
+            return
+        self.has_begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.is_loading = False
+
+    async def sample(self, _prompt, _attempt_count):
+        raise AssertionError
+
+
+@pytest.mark.parametrize("has_lease", [False, True])
+async def test_a_worker_that_is_stopped_waits_for_no_weights(
+    server, pool, publish, monkeypatch, caplog, has_lease
+) -> None:
+    monkeypatch.setattr(weights, "LOOK_S", 0.05)
+    engine, lease = Slow(), service.Service.lease
+    pool.add_rates(0.5)
+    publish(pool, 0, "/old" if has_lease else "/new")
+
+    def publish_and_lease(*args, **kwargs):
+        publish(pool, 1, "/new")
+        return lease(*args, **kwargs)
+
+    monkeypatch.setattr(service.Service, "lease", publish_and_lease)
+    patience = Patience(10, threading.Event())
+    with contextlib.closing(service.Service(server.address, pool.run_id, patience=patience)) as s:
+        verifiers = VerifierPool(process_count=1, timeout_s=1.0, memory_bytes=2**30)
+        made = Worker(Plan(pool.run_id, prompt_count=4, attempt_count=8), s, engine, verifiers)
+        async with verifiers, asyncio.timeout(30):
+            working = asyncio.create_task(made.run())
+            await engine.has_begun.wait()
+            assert len(pool.leased()) == has_lease
+            made.stop()
+            await working
+    assert not engine.is_loading
+    assert f"weights given up policy_step={has_lease:d} uri=/new" in caplog.text
+    assert (pool.leased(), by_step(pool)) == (set(), {})
 
 
 def test_without_weights_that_can_be_loaded_nothing_is_sampled(

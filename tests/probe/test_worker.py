@@ -20,7 +20,7 @@ from curriculum_api.v1.probe_service_pb2_grpc import (
     ProbeServiceServicer,
     add_ProbeServiceServicer_to_server,
 )
-from curriculum_probe import cli, rounds, worker
+from curriculum_probe import cli, reports, worker
 
 TLS = Path(__file__).parents[1] / "server" / "tls"
 CERT, KEY = str(TLS / "cert.pem"), str(TLS / "key.pem")
@@ -172,7 +172,7 @@ def test_reports_that_are_always_refused_end_the_worker(
     endpoint.on_request = lambda number: roll_back(stubs, pool.run_id, number)
     assert probe(rounds=None, policy_step=1) == 1
     assert error_line().startswith("error: timeline=")
-    assert len(endpoint.requests) == rounds.MAX_REFUSED_REPORTS
+    assert len(endpoint.requests) == reports.MAX_REFUSED_REPORTS
 
 
 class FlakyServer(ProbeServiceServicer, OperatorServiceServicer):

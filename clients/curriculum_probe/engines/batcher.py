@@ -17,12 +17,13 @@ from curriculum_probe.engines import Completion, EngineError, RefusedError
 
 _T = TypeVar("_T")
 
-LINGER_S = 0.01
-"""After a pause, the time in which a first batch gathers."""
+LINGER_S = 0.03
+"""After a pause, the time in which a first batch gathers, if it is not full before."""
 MAX_LENGTH_RATIO = 2.0
 MIN_LENGTH_TOKENS = 64
-"""Prompts share a batch if neither is over twice as long as the first one, or both are short: what
-a shorter one lacks is padding."""
+"""Prompts share a batch if, with the tokens that may be added to each, none is over twice as long
+as the first one, or if both are short. What a shorter one lacks is padding; what a batch lacks of
+its attempts costs as much as an attempt, for its steps take almost as long with fewer."""
 
 
 @dataclass(eq=False)
@@ -114,7 +115,7 @@ class Batcher:
             with self._changed:
                 if not (self._pending or self._calls or self._is_closed):
                     self._changed.wait_for(lambda: self._pending or self._calls or self._is_closed)
-                    self._changed.wait_for(lambda: self._is_closed, LINGER_S)
+                    self._changed.wait_for(self._need_not_gather, LINGER_S)
                 if self._is_closed:
                     return
                 calls, self._calls = self._calls, []
@@ -126,6 +127,10 @@ class Batcher:
                 call()
             if batch:
                 self._work(batch)
+
+    def _need_not_gather(self) -> bool:
+        waiting = sum(request.left_count for request in self._pending)
+        return bool(self._calls or self._is_closed or waiting >= self._row_count)
 
     def _work(self, batch: Sequence[Share]) -> None:
         counts = [count for _, count in batch]
@@ -182,7 +187,7 @@ def choose(
         return []
     first = len(pending[0].token_ids)
     near = sorted(
-        (each for each in pending if _are_near(first, len(each.token_ids))),
+        (each for each in pending if _are_near(first, len(each.token_ids), new_token_count)),
         key=lambda each: abs(len(each.token_ids) - first),
     )
     batch: list[Share] = []
@@ -198,9 +203,10 @@ def choose(
     return batch
 
 
-def _are_near(first: int, second: int) -> bool:
+def _are_near(first: int, second: int, new_token_count: int) -> bool:
     longer, shorter = max(first, second), min(first, second)
-    return longer <= max(MAX_LENGTH_RATIO * shorter, MIN_LENGTH_TOKENS)
+    most = MAX_LENGTH_RATIO * (shorter + new_token_count) - new_token_count
+    return longer <= max(most, MIN_LENGTH_TOKENS)
 
 
 def _settle(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,9 @@ _logging.disable_progress_bar()
 
 logger = logging.getLogger(__name__)
 
+EMBEDDED_TOKENS = 8192
+"""In a batch that is embedded, padding included, until memory says otherwise."""
+
 
 class TransformersEngine:
     """Generates a batch at a time and has the next one ready, as token ids.
@@ -56,7 +61,7 @@ class TransformersEngine:
         except (OSError, ValueError, AttributeError, RuntimeError, KeyError) as error:
             raise EngineError(f"model={config.model!r}: {error}") from error
         if config.chat and not self._tokenizer.chat_template:
-            raise EngineError(f"model={config.model!r}: has no chat template, and --chat wants one")
+            raise EngineError(f"model={config.model!r}: has no chat template, and chat wants one")
         # The model's own settings, such as a repetition penalty, are not the trainer's.
         self._end_ids = _ids(self._model.generation_config.eos_token_id)
         self._end_ids |= _ids(self._tokenizer.eos_token_id)
@@ -64,6 +69,7 @@ class TransformersEngine:
         self._pad_id = min(self._end_ids, default=0) if pad_id is None else pad_id
         self._model.generation_config = self._generation_config()
         self._shares_prompts, self._is_closing = True, False
+        self._embedded_tokens = EMBEDDED_TOKENS
         # One thread: a tokenizer that two threads use at once says that it is borrowed.
         self._tokenizing = ThreadPoolExecutor(1, "tokenizer")
         self._batcher = Batcher(
@@ -76,13 +82,31 @@ class TransformersEngine:
 
     @property
     def slots(self) -> int:
-        """The batch at hand and the next one."""
-        return 2 * self._config.concurrency
+        """The batch at hand, and two of which the next one is made: the more prompts there are, the
+        nearer in length are those of a batch."""
+        return 3 * self._config.concurrency
 
     async def sample(self, prompt: str, attempt_count: int) -> list[Completion]:
         loop = asyncio.get_running_loop()
-        token_ids = await loop.run_in_executor(self._tokenizing, self._encode, prompt)
+        encode = partial(self._encode, prompt, self._config.max_tokens)
+        token_ids = await loop.run_in_executor(self._tokenizing, encode)
         return await self._batcher.sample(token_ids, attempt_count)
+
+    async def embed(self, prompts: Sequence[str]) -> list[list[float] | RefusedError]:
+        """The mean over the prompt's tokens of what the last layer says of each."""
+        loop = asyncio.get_running_loop()
+        encoded = await loop.run_in_executor(self._tokenizing, self._encode_all, prompts)
+        found: list[list[float] | RefusedError | None] = [
+            each if isinstance(each, RefusedError) else None for each in encoded
+        ]
+        rows = {row: each for row, each in enumerate(encoded) if isinstance(each, list)}
+        while rows:
+            batch = self._longest(rows)
+            some = await self._pooled_or_refused([rows[row] for row in batch])
+            for row, each in zip(batch, some, strict=False):
+                found[row] = each
+                del rows[row]
+        return [each for each in found if each is not None]
 
     async def load(self, uri: str) -> None:
         checkpoint = await in_thread(lambda: whole_checkpoint(uri))
@@ -108,7 +132,55 @@ class TransformersEngine:
             **sampling,
         )
 
-    def _encode(self, prompt: str) -> list[int]:
+    def _longest(self, rows: dict[int, list[int]]) -> list[int]:
+        """Of these the longest, as many as a batch takes."""
+        order = sorted(rows, key=lambda row: -len(rows[row]))
+        count = max(1, self._embedded_tokens // len(rows[order[0]]))
+        return order[: min(count, self._config.concurrency)]
+
+    async def _pooled_or_refused(
+        self, prompts: list[list[int]]
+    ) -> Sequence[list[float] | RefusedError]:
+        """Nothing where a smaller batch may do."""
+        try:
+            return await self._batcher.between(partial(self._pooled, prompts))
+        except torch.OutOfMemoryError as error:
+            width = len(prompts[0])
+            if len(prompts) == 1:
+                return [RefusedError(f"a prompt of {width} tokens: {error}")]
+            self._embedded_tokens = len(prompts) * width // 2
+            self._note_halved(self._embedded_tokens)
+            return []
+        except Exception as error:  # the boundary: whatever a model raises
+            raise EngineError(f"embedding failed: {type(error).__name__}: {error}") from error
+
+    @torch.inference_mode()
+    def _pooled(self, prompts: list[list[int]]) -> list[list[float]]:
+        """Prompts from the longest to the shortest."""
+        width, device = len(prompts[0]), self._model.device
+        # What is padded stands behind, where no token of a prompt looks.
+        padded = [prompt + [self._pad_id] * (width - len(prompt)) for prompt in prompts]
+        masks = [[1] * len(prompt) + [0] * (width - len(prompt)) for prompt in prompts]
+        mask = torch.tensor(masks, device=device)
+        read = self._model.base_model(
+            input_ids=torch.tensor(padded, device=device), attention_mask=mask, use_cache=False
+        )
+        weights = mask.to(read.last_hidden_state.device)[:, :, None]
+        # Selected and not multiplied, for what stands in padding may be no number.
+        states = read.last_hidden_state.float().masked_fill(weights == 0, 0.0)
+        means: list[list[float]] = (states.sum(1) / weights.sum(1)).tolist()
+        return means
+
+    def _encode_all(self, prompts: Sequence[str]) -> list[list[int] | RefusedError]:
+        return [self._encode_to_read(prompt) for prompt in prompts]
+
+    def _encode_to_read(self, prompt: str) -> list[int] | RefusedError:
+        try:
+            return self._encode(prompt, new_token_count=0)
+        except RefusedError as error:
+            return error
+
+    def _encode(self, prompt: str, new_token_count: int) -> list[int]:
         if self._config.chat:
             messages = [{"role": "user", "content": prompt}]
             prompt = self._tokenizer.apply_chat_template(
@@ -118,11 +190,11 @@ class TransformersEngine:
         encoded = self._tokenizer(prompt, add_special_tokens=not self._config.chat)
         token_ids: list[int] = encoded["input_ids"]
         limit = getattr(self._model.config, "max_position_embeddings", None)
-        wanted = len(token_ids) + self._config.max_tokens
+        wanted = len(token_ids) + new_token_count
         if not token_ids or (limit is not None and wanted > limit):
+            room = f", and room for max_tokens={new_token_count}" if new_token_count else ""
             raise RefusedError(
-                f"a prompt of {len(token_ids)} tokens: must have 1 and leave room for "
-                f"max_tokens={self._config.max_tokens} in {limit}"
+                f"a prompt of {len(token_ids)} tokens: must have 1, and at most {limit}{room}"
             )
         return token_ids
 

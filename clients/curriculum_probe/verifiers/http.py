@@ -3,9 +3,10 @@
     POST {"completion": "...", "payload": {...}}    ->    200 {"score": 0.5}
 
 The payload's `url`, or else the worker's, says where, and may hold a user and password. It is
-called directly, without proxies, and no redirect is followed. Whatever else it does fails the
-verifier, not the attempt. This is the place for code that a model wrote: the server may run it in
-a sandbox, nothing here does.
+called directly, without proxies, and no redirect is followed. While it is away or busy (429, 502,
+503, 504) it is asked again, until the time for one completion is over. Whatever else it does fails
+the verifier, not the attempt. This is the place for code that a model wrote: the server may run it
+in a sandbox, nothing here does.
 """
 
 from __future__ import annotations
@@ -20,19 +21,26 @@ import json
 import re
 import socket
 import ssl
+import time
 from collections.abc import Sequence
 from typing import Any, cast
 from urllib.parse import SplitResult, quote, unquote_to_bytes, urlsplit
 
+from curriculum_api.status import delays
 from curriculum_probe.verifiers.base import Payload, Scorer, UnverifiableError
 from curriculum_probe.verifiers.verdict import ScoreError, Verdict, score_of
 
 MAX_CONCURRENCY = 64
 """Requests at a time to all servers; more would time out waiting in a server's queue."""
 MAX_ANSWER_BYTES = 65_536
+_BUSY = frozenset({429, 502, 503, 504})
 _TOO_LONG = f"answered more than {MAX_ANSWER_BYTES} bytes"
 _AS_WRITTEN = "%/:?#[]@!$&'()*+,;=~"
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
+
+
+class _BusyError(ScoreError):
+    """The server did not judge the completion; the same request may be repeated."""
 
 
 def check(payload: Payload) -> None:
@@ -57,18 +65,34 @@ class RewardServers:
     async def _verdict(self, payload: Payload, completion: str) -> Verdict:
         url = _split(payload)
         body = json.dumps({"completion": completion, "payload": payload}).encode()
-        async with self._turns:
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    return Verdict(_score(await _posted(url, body)))
-            except TimeoutError:
-                because = f"took longer than {self._timeout_s:g} s"
-            except ScoreError as error:
-                because = str(error)
-            except (OSError, EOFError, ValueError, http.client.HTTPException) as error:
-                because = getattr(error, "strerror", None) or type(error).__name__
+        try:
+            return Verdict(await self._asked(url, body))
+        except TimeoutError:
+            because = f"took longer than {self._timeout_s:g} s"
+        except ScoreError as error:
+            because = str(error)
+        except (OSError, EOFError, ValueError, http.client.HTTPException) as error:
+            because = getattr(error, "strerror", None) or type(error).__name__
         # Without the query, which may hold a secret.
         return Verdict(None, f"{url.scheme}://{url.hostname}{url.path}: {because}")
+
+    async def _asked(self, url: SplitResult, body: bytes) -> float:
+        """The score; raises the last failure when the time, waiting for turns apart, is over."""
+        left_s, pauses = self._timeout_s, delays()
+        while True:
+            async with self._turns:
+                started_s = time.monotonic()
+                try:
+                    async with asyncio.timeout(left_s):
+                        return _score(await _posted(url, body))
+                except TimeoutError:
+                    raise
+                except (_BusyError, OSError, EOFError):
+                    pause_s = next(pauses)
+                    left_s -= time.monotonic() - started_s + pause_s
+                    if left_s <= 0:
+                        raise
+            await asyncio.sleep(pause_s)
 
 
 def _split(payload: Payload) -> SplitResult:
@@ -136,7 +160,8 @@ def _score(answer: bytes) -> float:
     response = http.client.HTTPResponse(cast(socket.socket, _Received(answer)), method="POST")
     response.begin()
     if response.status != 200:
-        raise ScoreError(f"answered {response.status}")
+        kind = _BusyError if response.status in _BUSY else ScoreError
+        raise kind(f"answered {response.status}")
     document = json.loads(response.read())
     if not isinstance(document, dict) or "score" not in document:
         raise ScoreError('answered without {"score": …}')

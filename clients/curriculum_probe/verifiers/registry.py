@@ -22,6 +22,7 @@ BUILTINS = {
     name: f"curriculum_probe.verifiers.{name}"
     for name in ("exact", "numeric", "regex", "choice", "math", "reasoning_gym", HTTP)
 }
+Kind = Literal["verifier", "function", "http"]
 _PYTHON = "python:"
 _FUNCTION = re.compile(r"python:([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)")
 
@@ -37,7 +38,7 @@ class Task:
         payload_json: the payload, completed by the defaults.
     """
 
-    kind: Literal["verifier", "function", "http"]
+    kind: Kind
     target: str
     payload: Payload
     payload_json: str
@@ -49,7 +50,7 @@ class Registry:
     def __init__(self, defaults: Mapping[str, Any]) -> None:
         """
         Raises:
-            InvalidRequestError: the defaults are none of JSON's.
+            InvalidRequestError: the defaults are none of JSON's, or name no verifier.
             StateError: two verifiers have one name.
         """
         try:
@@ -58,6 +59,11 @@ class Registry:
             raise InvalidRequestError(f"defaults: {error}") from error
         self._defaults = dict(defaults)
         self._added = _added_verifiers()
+        if "verifier" in defaults:  # a slip would make every prompt useless
+            try:
+                self._target(defaults["verifier"])
+            except UnverifiableError as error:
+                raise InvalidRequestError(f"defaults: {error}") from error
 
     def task(self, payload_json: str) -> Task:
         """What a payload asks for.
@@ -72,21 +78,22 @@ class Registry:
         if name is None:
             raise UnverifiableError("the payload has neither a verifier nor an answer")
         completed = json.dumps(payload)
-        if not isinstance(name, str):
-            raise self._unknown(name)
+        kind, target = self._target(name)
         if name in BUILTINS:
-            module = importlib.import_module(BUILTINS[name])
+            module = importlib.import_module(target)
             getattr(module, "check", module.prepare)(payload)
-            return Task("http" if name == HTTP else "verifier", BUILTINS[name], payload, completed)
-        if name in self._added:
-            return Task("verifier", self._added[name], payload, completed)
-        if name.startswith(_PYTHON):
-            return Task("function", _function(name), payload, completed)
-        raise self._unknown(name)
+        return Task(kind, target, payload, completed)
 
-    def _unknown(self, name: object) -> UnverifiableError:
+    def _target(self, name: object) -> tuple[Kind, str]:
+        if isinstance(name, str):
+            if name in BUILTINS:
+                return "http" if name == HTTP else "verifier", BUILTINS[name]
+            if name in self._added:
+                return "verifier", self._added[name]
+            if name.startswith(_PYTHON):
+                return "function", _function(name)
         allowed = ", ".join([*BUILTINS, *self._added, "python:module:function"])
-        return UnverifiableError(f"verifier={name!r}: must be one of {allowed}")
+        raise UnverifiableError(f"verifier={name!r}: must be one of {allowed}")
 
 
 def require(verifier: str, module: str) -> None:

@@ -117,6 +117,12 @@ async def test_what_a_payload_does_not_say_the_defaults_do(open_pool) -> None:
     assert found == [[1, 1, 1], [0, 1, 1], [0, 0, 1]]
 
 
+@pytest.mark.parametrize("name", ["maths", 7, None, "python:os:system"])
+async def test_a_default_verifier_that_is_none_is_refused(open_pool, name) -> None:
+    with pytest.raises(InvalidRequestError, match="defaults: verifier="):
+        await open_pool(defaults={"verifier": name})
+
+
 async def test_a_missing_library_is_named_before_anything_is_generated(
     open_pool, monkeypatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -21,6 +22,8 @@ class RewardServer:
         self.delay_s = 0.0
         self.tells_length = True
         self.url = ""
+        self.failures: list[str] = []
+        """Answers to what comes first, whatever it is."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open_count += 1
@@ -30,7 +33,8 @@ class RewardServer:
             length = int(head.lower().partition("content-length: ")[2].split("\r")[0])
             request = json.loads(await reader.readexactly(length))
             self.requests.append((head, request))
-            await self._answer(request["completion"], writer)
+            first = self.failures.pop(0) if self.failures else request["completion"]
+            await self._answer(first, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
@@ -81,12 +85,12 @@ async def test_a_reward_server_gives_the_scores(open_pool, server, children_now,
 async def test_a_url_may_hold_a_password(open_pool, server) -> None:
     url = server.url.replace("http://", "http://me:pass%20word@").replace("/score", "/my score")
     [verdict] = await (await open_pool(defaults={"url": url})).verify(
-        '{"verifier": "http"}', ["503 Busy|"]
+        '{"verifier": "http"}', ["500 Broken|"]
     )
     [(head, _)] = server.requests
     assert head.startswith("POST /my%20score?key=secret HTTP/1.1\r\n")
     assert "\r\nAuthorization: Basic bWU6cGFzcyB3b3Jk\r\n" in head  # me:pass word
-    assert verdict.because == "http://127.0.0.1/my score: answered 503"
+    assert verdict.because == "http://127.0.0.1/my score: answered 500"
 
 
 async def test_the_worker_may_say_where_the_server_is(open_pool, server) -> None:
@@ -98,6 +102,7 @@ async def test_the_worker_may_say_where_the_server_is(open_pool, server) -> None
     ("completion", "because"),
     [
         ("503 Busy|{}", "answered 503"),
+        ("500 Broken|{}", "answered 500"),
         ("302 Found|{}", "answered 302"),
         ("200 OK|so so", "JSONDecodeError"),
         ("200 OK|[]", 'answered without {"score": …}'),
@@ -123,9 +128,44 @@ async def test_what_a_server_does_wrong_is_a_verifier_error(
 
 async def test_a_server_that_is_away_is_a_verifier_error(open_pool, unused_tcp_port) -> None:
     payload = json.dumps({"verifier": "http", "url": f"http://127.0.0.1:{unused_tcp_port}"})
-    [verdict] = await (await open_pool()).verify(payload, ["1"])
+    [verdict] = await (await open_pool(timeout_s=0.5)).verify(payload, ["1"])
     assert verdict.score is None
     assert verdict.because.startswith("http://127.0.0.1: ")
+
+
+@pytest.mark.parametrize("failure", ["429 Slower|", "502 Bad|", "503 Busy|", "504 Late|", "break"])
+async def test_a_server_that_is_busy_or_goes_is_asked_again(open_pool, server, failure) -> None:
+    pool, server.failures = await open_pool(), [failure] * 3
+    payload = json.dumps({"verifier": "http", "url": server.url})
+    assert [verdict.score for verdict in await pool.verify(payload, ["0.5"])] == [0.5]
+    assert [request["completion"] for _, request in server.requests] == ["0.5"] * 4
+
+
+@pytest.mark.parametrize("failure", ["500 Broken|", "302 Found|", "200 OK|so so", "what|"])
+async def test_a_server_that_has_judged_is_asked_once(open_pool, server, failure) -> None:
+    payload = json.dumps({"verifier": "http", "url": server.url})
+    [verdict] = await (await open_pool()).verify(payload, [failure])
+    assert (verdict.score, len(server.requests)) == (None, 1)
+
+
+async def test_asking_again_ends_with_the_time_for_a_completion(open_pool, server) -> None:
+    payload = json.dumps({"verifier": "http", "url": server.url})
+    pool, started_s = await open_pool(timeout_s=1.0), time.monotonic()
+    [verdict] = await pool.verify(payload, ["503 Busy|"])
+    assert verdict.because == "http://127.0.0.1/score: answered 503"
+    assert 2 <= len(server.requests) <= 10  # the pauses double, from 50 ms at least
+    assert time.monotonic() - started_s < 10
+
+
+async def test_a_server_that_is_away_keeps_no_turn_of_another(open_pool, server, unused_tcp_port):
+    away = json.dumps({"verifier": "http", "url": f"http://127.0.0.1:{unused_tcp_port}"})
+    pool = await open_pool(timeout_s=20.0)
+    waiting = asyncio.create_task(pool.verify(away, ["1"] * 200))
+    await asyncio.sleep(0.1)
+    payload = json.dumps({"verifier": "http", "url": server.url})
+    assert [verdict.score for verdict in await pool.verify(payload, ["1"] * 20)] == [1.0] * 20
+    assert not waiting.done()
+    waiting.cancel()
 
 
 async def test_a_server_gets_a_bounded_number_of_requests_at_a_time(open_pool, server) -> None:
