@@ -14,16 +14,17 @@ from curriculum.interval import credible_interval
 from curriculum.mixed import mixed_probability, mixed_probability_at
 from curriculum.model import Model, fit_model
 from curriculum.pass_at_k import pass_at_k
-from curriculum.pool import PROBES, Pool, Reason, Selection
+from curriculum.pool import PROBE_REASONS, Pool, Reason, Selection
 from curriculum.prior import Prior, fit_prior
-from curriculum.probing import ProbeBudget, select_probes
+from curriculum.probe_draft import ProbeBudget
+from curriculum.probing import select_probes
 from curriculum.reference import REFERENCE_ATTEMPTS, select_references
 from curriculum.sentinels import sentinels
 from curriculum.strategies import STRATEGIES
 from curriculum.worth import expected_mixed
 
 __all__ = [
-    "PROBES",
+    "PROBE_REASONS",
     "REFERENCE_ATTEMPTS",
     "STRATEGIES",
     "Band",

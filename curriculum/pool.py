@@ -32,11 +32,11 @@ class Reason(IntEnum):
     PROBE = 7  # only to learn its pass rate
     SENTINEL = 8  # the same, as one of its domain's fixed sample
     REFERENCE = 9  # to compare with the reference policy
-    LONG_SHOT = 10  # beyond: where a first pass would be news
+    PROBE_REACH = 10  # beyond: where a first pass would be news
 
 
-PROBES = (Reason.PROBE, Reason.SENTINEL, Reason.REFERENCE, Reason.LONG_SHOT)
-"""On whose attempts nothing is trained."""
+PROBE_REASONS = (Reason.PROBE, Reason.SENTINEL, Reason.REFERENCE, Reason.PROBE_REACH)
+"""Those of prompts on whose attempts nothing is trained."""
 
 
 @dataclass(frozen=True)

@@ -11,42 +11,25 @@ from curriculum.arrays import Floats, Ints
 from curriculum.bands import Band, classify_bands
 from curriculum.belief import Belief
 from curriculum.config import SelectionConfig
-from curriculum.errors import require
 from curriculum.model import Model
 from curriculum.pool import Pool, Reason, Selection
+from curriculum.probe_draft import ProbeBudget, ProbeDraft
 from curriculum.sampling import even_sample
 from curriculum.worth import expected_gain, expected_mixed
 
 _LOOKS = 1 << 16
 """Of a larger pool so many random prompts are looked at. A batch takes some hundred of them, and
 the best hundred of 65,536 are worth nearly as much as those of a million."""
-_SENTINEL_SHARE, _LONG_SHOT_SHARE = 0.1, 0.05
+_SENTINEL_SHARE, _REACH_SHARE = 0.1, 0.05
+# In simulated learners with as many probes as training rollouts: a bar at .8 to .9 saves a sixth of
+# the rollouts, at .6 an eighth; with only four attempts a look, or with 2 to 16, a look in four
+# costs the same; first looks at 1 to 8 differ by a hundredth, and curiosity does not matter.
 _SIZES: tuple[int, ...] = (4, 8)
 _BAR_QUANTILE = 0.85
 _FIRST_LOOK = 2.0
 _CURIOSITY = 0.1
 _LEAST_GAIN = 3e-4
-
-
-@dataclass(frozen=True)
-class ProbeBudget:
-    """What may be spent on a batch of probes.
-
-    Attributes:
-        prompt_count: most prompts, >= 0.
-        rollout_budget: most attempts in all, >= 0.
-        attempt_count: attempts of each prompt, >= 1; None for as many as each is worth.
-    """
-
-    prompt_count: int
-    rollout_budget: int
-    attempt_count: int | None = None
-
-    def __post_init__(self) -> None:
-        require(self.prompt_count >= 0, "prompt_count", self.prompt_count, ">= 0")
-        require(self.rollout_budget >= 0, "rollout_budget", self.rollout_budget, ">= 0")
-        is_possible = self.attempt_count is None or self.attempt_count >= 1
-        require(is_possible, "attempt_count", self.attempt_count, ">= 1")
+"""Below, a prompt is left alone: one that passed half of 8 attempts of today, for example."""
 
 
 def select_probes(
@@ -59,20 +42,18 @@ def select_probes(
 ) -> Selection:
     """The free prompts whose attempts are worth most.
 
-    * Sentinels that have no group in the newest block yet, with a tenth of the budget at most.
-    * Long shots, a twentieth: random prompts beyond the edge, with as many attempts as a first pass
-      may take (`attempts_for_first_pass`).
-    * With the rest, who gains most per attempt: prompts that are uncertain and possibly at the
-      edge, because they are new or because the policy has moved since they were sampled. Who gains
-      next to nothing is left alone.
+    * Sentinels that have no group in the newest block yet, with `_SENTINEL_SHARE` of the budget.
+    * Of prompts beyond the edge, for `_REACH_SHARE`, random ones, with as many attempts as a first
+      pass may take (`attempts_for_first_pass`).
+    * With the rest, prompts that are uncertain and possibly at the edge, because they are new or
+      because the policy has moved since they were sampled: by ``h max_n gain(n) / n`` with n in
+      `_SIZES`, h = `_FIRST_LOOK` for those never sampled and 1 for others, while it is at least
+      `_LEAST_GAIN`.
 
-    The gain of n attempts at a prompt with belief Beta(a, b) and variance v is
-
-        gain = KG(n; bar) + v n / (a + b + n) / 10
-
-    the knowledge gradient of `Worth`, for trainers, where the bar is the chance of a mixed group
-    that the best 15% of the prompts have; and a tenth of the variance that they are expected to
-    take away, for those who look at the pool.
+    Under Beta(a, b) with variance v, ``gain(n) = KG(n; bar) + c v n / (a + b + n)``: for trainers
+    the knowledge gradient of `Worth`, whose bar is the chance of a mixed group at the
+    `_BAR_QUANTILE` of the prompts; for whoever looks at the pool c = `_CURIOSITY` times the
+    variance that is expected to go.
 
     Args:
         model: fitted on the same blocks.
@@ -82,15 +63,15 @@ def select_probes(
         sentinels_S: see `sentinels`.
         rng: every draw comes from it.
     """
-    draft = Draft(budget)
+    draft = ProbeDraft(budget)
     due_S = rng.permutation(_due(pool, sentinels_S, config.group_size))
-    due_count = _places(_SENTINEL_SHARE * budget.rollout_budget, config.group_size, rng)
+    due_count = _whole(_SENTINEL_SHARE * budget.rollout_budget, config.group_size, rng)
     due_S = due_S[:due_count]
     draft.take(due_S, np.full(len(due_S), config.group_size), Reason.SENTINEL)
     seen = _Candidates.of(model, pool, _sample_free(pool, due_S, rng), config)
-    shots_K, attempts_K = seen.long_shots(_LONG_SHOT_SHARE * budget.rollout_budget, rng)
-    draft.take(seen.indices_C[shots_K], attempts_K, Reason.LONG_SHOT)
-    seen = seen.take(np.delete(np.arange(len(seen.indices_C)), shots_K))
+    reach_K, attempts_K = seen.reach(_REACH_SHARE * budget.rollout_budget, rng)
+    draft.take(seen.indices_C[reach_K], attempts_K, Reason.PROBE_REACH)
+    seen = seen.take(np.delete(np.arange(len(seen.indices_C)), reach_K))
     sizes, least, why = _SIZES, _LEAST_GAIN, "attempts at the others would tell next to nothing"
     if budget.attempt_count is not None:
         sizes, least, why = (budget.attempt_count,), 0.0, ""
@@ -121,7 +102,7 @@ class _Candidates:
             self.attempts_C[which_K],
         )
 
-    def long_shots(self, rollouts: float, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    def reach(self, rollouts: float, rng: np.random.Generator) -> tuple[Ints, Ints]:
         """Which of them, and their attempts."""
         config = self.config
         low, high = config.edge_low, config.edge_high
@@ -129,7 +110,7 @@ class _Candidates:
             classify_bands(self.belief, self.attempts_C, low, high) == Band.BEYOND
         )
         most = config.group_size * config.reach_attempt_factor
-        beyond_K = rng.permutation(beyond_K)[: _places(rollouts, most, rng)]
+        beyond_K = rng.permutation(beyond_K)[: _whole(rollouts, most, rng)]
         attempts_K = attempts_for_first_pass(
             self.belief.take(beyond_K), config.reach_chance, least=config.group_size, most=most
         )
@@ -153,46 +134,9 @@ class _Candidates:
     def _gain(self, bar: float, size: int) -> Floats:
         belief = self.belief
         total_C = belief.alpha_N + belief.beta_N
-        certainty_C = belief.sd**2 * size / (total_C + size)
+        variance_drop_C = belief.sd**2 * size / (total_C + size)
         gain_C: Floats = expected_gain(belief, bar, self.config.group_size, size)
-        return gain_C + _CURIOSITY * certainty_C
-
-
-class Draft:
-    """A batch of probes while it is put together."""
-
-    def __init__(self, budget: ProbeBudget) -> None:
-        self._budget = budget
-        self._places, self._rollouts = budget.prompt_count, budget.rollout_budget
-        self._parts: list[tuple[Ints, Ints, Reason]] = []
-        self._ran_dry = False
-
-    def take(self, indices_K: Ints, attempts_K: Ints, reason: Reason) -> None:
-        """As many as there is room for, the first ones."""
-        if self._budget.attempt_count is not None:
-            attempts_K = np.full(len(indices_K), self._budget.attempt_count)
-        spent_K = np.cumsum(attempts_K)
-        count = min(int(np.searchsorted(spent_K, self._rollouts, "right")), self._places)
-        self._parts.append((indices_K[:count], attempts_K[:count], reason))
-        self._places -= count
-        self._rollouts -= int(attempts_K[:count].sum())
-        self._ran_dry = count == len(indices_K) and self._places > 0
-
-    def finish(self, model: Model, pool: Pool, why: str) -> Selection:
-        """The batch; `why` the pool has no more, which is said if the last part took all it had."""
-        places = self._places if self._ran_dry else 0
-        indices_B, attempts_B = (
-            np.concatenate([part[column] for part in self._parts]).astype(np.int64)
-            for column in (0, 1)
-        )
-        reasons = [np.full(len(part[0]), part[2], np.uint8) for part in self._parts]
-        return Selection.of(
-            pool.beliefs(model, indices_B),
-            indices_B,
-            attempt_counts_B=attempts_B,
-            reasons_B=np.concatenate(reasons),
-            shortfall=pool.shortfall(len(indices_B), places, why),
-        )
+        return gain_C + _CURIOSITY * variance_drop_C
 
 
 def _due(pool: Pool, sentinels_S: Ints, group_size: int) -> Ints:
@@ -214,6 +158,6 @@ def _sample_free(pool: Pool, taken_K: Ints, rng: np.random.Generator) -> Ints:
     return free
 
 
-def _places(rollouts: float, each: int, rng: np.random.Generator) -> int:
+def _whole(rollouts: float, each: int, rng: np.random.Generator) -> int:
     """Right on average, also below one place."""
     return int(rollouts / each + rng.random())

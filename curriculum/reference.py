@@ -5,7 +5,7 @@ import numpy as np
 from curriculum.arrays import Ints
 from curriculum.model import Model
 from curriculum.pool import Pool, Reason, Selection
-from curriculum.probing import Draft, ProbeBudget
+from curriculum.probe_draft import ProbeBudget, ProbeDraft
 
 REFERENCE_ATTEMPTS = 64
 """Of a prompt: whether training expands what a model can do shows at large k, and pass@k needs k
@@ -35,7 +35,7 @@ def select_references(
         pool.free_N & (lacking_N > 0) & (is_sentinel_N | (pool.attempts_N > 0))
     )
     wanted_K = wanted_K[np.lexsort((-pool.attempts_N[wanted_K], ~is_sentinel_N[wanted_K]))]
-    draft = Draft(budget)
+    draft = ProbeDraft(budget)
     draft.take(wanted_K, lacking_N[wanted_K], Reason.REFERENCE)
     why = f"the others that are sampled have {REFERENCE_ATTEMPTS} attempts of the reference policy"
     return draft.finish(model, pool, why)

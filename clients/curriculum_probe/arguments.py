@@ -56,7 +56,7 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
     help_text = "attempts sampled at a time; %(default)s"
     add("--concurrency", type=_whole(1, MAX_CONCURRENCY), default=256, help=help_text)
     help_text = "what the engine takes besides, such as tensor_parallel_size=2; repeatable"
-    add("--engine-option", type=_option, action="append", default=[], help=help_text, metavar="K=V")
+    add("--engine-option", type=option, action="append", default=[], help=help_text, metavar="K=V")
 
 
 def _add_sampling(group: argparse._ArgumentGroup) -> None:
@@ -81,7 +81,7 @@ def _add_verifiers(group: argparse._ArgumentGroup) -> None:
     add("--verifier-memory", type=_whole(64), default=4096, metavar="MIB", help=help_text)
     help_text = "what payloads say that have no such entry, such as verifier=math; repeatable"
     name = "--verifier-default"
-    add(name, type=_option, action="append", default=[], help=help_text, metavar="K=V")
+    add(name, type=option, action="append", default=[], help=help_text, metavar="K=V")
 
 
 def _add_work(group: argparse._ArgumentGroup) -> None:
@@ -160,7 +160,7 @@ def _address(text: str) -> tuple[str, int]:
     return host.strip("[]"), _whole(1, 65_535)(port)
 
 
-def _option(text: str) -> tuple[str, object]:
+def option(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise argparse.ArgumentTypeError(f"{text}: must be NAME=VALUE")

@@ -24,7 +24,7 @@ from curriculum_probe.service import Service
 from curriculum_probe.threads import in_thread
 
 PAGE_PROMPTS = 1000
-PART_PROMPTS = 250
+REPORT_PROMPTS = 250
 """Reported together: of two workers that begin at once a quarter is embedded twice, and then less.
 What is embedded and not reported is lost if the worker is killed."""
 PROMPTS_AT_ONCE = 50
@@ -57,7 +57,7 @@ async def embed_prompts(service: Service, engine: Engine, stop: threading.Event)
 class _Embedding:
     def __init__(self, service: Service, embedder: Embedder, stop: threading.Event) -> None:
         self._service, self._embedder, self._stop = service, embedder, stop
-        self._name, self._part_count = f"embed-{uuid.uuid4().hex}", 0
+        self._name, self._report_count = f"embed-{uuid.uuid4().hex}", 0
         self._draw = random.Random()
         self._skipped: set[str] = set()
         self._left_count = self._embedded_count = self._added_count = 0
@@ -70,8 +70,8 @@ class _Embedding:
             self._left_count = page.unembedded_count - len(self._skipped)
             fresh = [each for each in page.prompts if each.prompt_id not in self._skipped]
             if fresh:
-                part = self._draw.sample(fresh, min(len(fresh), PART_PROMPTS))
-                await self._report(await self._embed(part))
+                some = self._draw.sample(fresh, min(len(fresh), REPORT_PROMPTS))
+                await self._report(await self._embed(some))
             elif page.next_page_token:
                 token = page.next_page_token
             else:
@@ -107,9 +107,9 @@ class _Embedding:
     async def _report(self, embeddings: Sequence[prompt_pb2.PromptEmbedding]) -> None:
         if not embeddings:
             return
-        name = f"{self._name}-{self._part_count}"
+        name = f"{self._name}-{self._report_count}"
         added = await in_thread(partial(self._service.add_embeddings, name, embeddings))
-        self._part_count += 1
+        self._report_count += 1
         self._added_count += added.added_count
 
     def _skip(self, prompt_id: str, because: str) -> None:

@@ -20,9 +20,8 @@ from curriculum_probe.tools import Tools
 from curriculum_probe.verifiers.pool import UnverifiableError, Verdict
 
 WAVE_ATTEMPTS = 8
-"""Attempts of a prompt that are sampled before the server is asked whether more are of use. The
-answer takes some seconds, in which others are sampled."""
-IN_WAVES = (batch_pb2.REASON_PROBE, batch_pb2.REASON_LONG_SHOT)
+"""Attempts beyond the edge that are sampled before the server is asked whether it takes more: as
+many as a usual group, since the answer takes a second or two."""
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +82,8 @@ class Round:
                     self._log(policy_step)
 
     def finish_wave(self) -> None:
-        """Sample what has begun and no more: the weights are going to change."""
+        """Sample what has begun and no more: the weights are going to change. A round that has not
+        begun will sample the new ones."""
         self._is_last_wave = bool(self._sampling)
 
     def abandon(self) -> None:
@@ -112,7 +112,7 @@ class Round:
     async def _probe(self, served: batch_pb2.ServedPrompt) -> None:
         """In waves, until no more attempts are allotted or wanted."""
         left = served.attempt_count
-        in_waves = self._tools.stops_early and served.reason in IN_WAVES
+        in_waves = self._tools.stops_early and served.reason == batch_pb2.REASON_PROBE_REACH
         wave = WAVE_ATTEMPTS if in_waves else left
         is_first = True
         while await self._probe_once(served, min(wave, left), is_first=is_first):

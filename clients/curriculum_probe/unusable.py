@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class Unusable:
-    """Remembers prompts by name. Given back they are leased again, being the least certain."""
+    """Remembers prompts by name. Given back they are leased again, being worth no less."""
 
     def __init__(self) -> None:
         self._until_s: dict[str, float] = {}

@@ -16,7 +16,7 @@ FIRST_RETRY_S = 5.0
 LAST_RETRY_S = 300.0
 """Between tries at one checkpoint that cannot be loaded: each makes the engine run empty."""
 LOOK_S = 0.5
-"""Loading takes minutes, and whoever stops a worker waits for it."""
+"""Between looks whether the worker is stopped while weights load, which takes minutes."""
 
 Drained = Callable[[], Awaitable[bool]]
 

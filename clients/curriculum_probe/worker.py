@@ -36,7 +36,7 @@ LAST_PAUSE_S = 60.0
 ASK_AGAIN_S = 5.0
 """A pool that had too little is asked again when a round of ours is through, or after this."""
 PROMPT_RATIO = 4
-"""Prompts may have a fraction of a group's attempts each."""
+"""A probe may have 4 attempts where a group of 16 was counted on."""
 LOOKAHEAD = 2
 """Attempts in hand that are not sampled yet, as a multiple of what the engine takes at once."""
 MAX_UNVERIFIED = 16
@@ -203,7 +203,7 @@ class Worker:
 
     async def _lease(self, batch_id: str) -> LeaseProbesResponse | None:
         plan, step = self._plan, self._weights.step or 0
-        # Those that cannot be used come first again, being the least certain.
+        # Those that cannot be used are leased again, being worth as much as before.
         prompt_count, rollouts = plan.prompt_count + len(self._tools.unusable), None
         if plan.attempt_count is None:
             rollouts = min(prompt_count * self._group_size, limits.MAX_PROBE_ROLLOUTS)

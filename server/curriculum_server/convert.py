@@ -21,8 +21,8 @@ from curriculum_api.v1 import (
 from curriculum_server.engine import inspection
 from curriculum_server.engine.config import RETIRED_SELECTION, RunConfig
 from curriculum_server.engine.counting import Attempts
-from curriculum_server.engine.embedding import NewEmbedding, Page
-from curriculum_server.engine.embedding_part import EMBEDDING_DTYPE
+from curriculum_server.engine.embedding import NewEmbedding, UnembeddedPage
+from curriculum_server.engine.embedding_chunk import EMBEDDING_DTYPE
 from curriculum_server.engine.growing import NewPrompt
 from curriculum_server.engine.mirror import Mirror
 from curriculum_server.engine.reporting import ReportRequest, report_digest
@@ -121,7 +121,7 @@ def new_embeddings(messages: list[prompt_pb2.PromptEmbedding]) -> list[NewEmbedd
     ]
 
 
-def unembedded_message(page: Page) -> probe_service_pb2.ListUnembeddedPromptsResponse:
+def unembedded_message(page: UnembeddedPage) -> probe_service_pb2.ListUnembeddedPromptsResponse:
     """But for the token of the next page."""
     prompts = [prompt_pb2.Prompt.FromString(prompt_message(field)) for field in page.fields]
     return probe_service_pb2.ListUnembeddedPromptsResponse(

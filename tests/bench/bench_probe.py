@@ -28,11 +28,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from curriculum_probe.arguments import option
 from curriculum_probe.engines import Engine, EngineConfig, create_engine
 from curriculum_probe.patience import Patience
 from curriculum_probe.verifiers.pool import VerifierPool
-from tests.bench import probing
-from tests.bench.probing import Pace, Work
+from tests.bench import probe_sides
+from tests.bench.probe_sides import Pace, Work
 
 
 @dataclass
@@ -89,8 +90,8 @@ def engine_of(options: argparse.Namespace, model: Path, row_count: int) -> Engin
 def work_of(options: argparse.Namespace, row_count: int) -> Work:
     """Whole leases, and at least so many batches."""
     wanted = -(-options.batches * row_count // options.attempts)
-    prompt_count = -(-wanted // probing.LEASED_PROMPTS) * probing.LEASED_PROMPTS
-    prompts = probing.questions(prompt_count, options.verifier)
+    prompt_count = -(-wanted // probe_sides.LEASED_PROMPTS) * probe_sides.LEASED_PROMPTS
+    prompts = probe_sides.questions(prompt_count, options.verifier)
     return Work(prompts, options.attempts, row_count)
 
 
@@ -107,11 +108,11 @@ async def compare(options: argparse.Namespace, model: Path, row_count: int, addr
             prepared = [verifiers.prepare(payload_json) for _ in range(options.verifiers)]
             await asyncio.gather(*prepared)
             runs: dict[str, Callable[[], Any]] = {
-                "worker": partial(probing.by_worker, engine, verifiers, work, address),
-                "engine": partial(probing.by_itself, engine, work),
+                "worker": partial(probe_sides.by_worker, engine, verifiers, work, address),
+                "engine": partial(probe_sides.by_engine, engine, work),
             }
             if options.engine == "transformers":
-                runs["generate"] = partial(probing.by_model, engine, work)
+                runs["generate"] = partial(probe_sides.by_generate, engine, work)
             await runs["engine"]()  # the first time is slower
             for number in range(options.repetitions):
                 names = list(runs)
@@ -131,12 +132,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as scratch, probing.serving() as (address, server):
+    with tempfile.TemporaryDirectory() as scratch, probe_sides.serving() as (address, server):
         model = Path(options.model) if options.model else Path(scratch)
         if not options.model:
-            sizes = probing.SMALL if options.device == "cpu" else probing.LARGE
+            sizes = probe_sides.SMALL if options.device == "cpu" else probe_sides.LARGE
             say(f"a model of {sizes} for {options.device}; {server} at {address}")
-            probing.save_model(model, sizes)
+            probe_sides.save_model(model, sizes)
         load = os.getloadavg()[0]
         found = [
             asyncio.run(compare(options, model, row_count, address)).summary()
@@ -184,7 +185,7 @@ def parser() -> argparse.ArgumentParser:
     add("--engine", choices=("transformers", "vllm"), default="transformers")
     add("--model", default="", help="a folder or name; else one is made from its configuration")
     add("--device", default="", help="for transformers: cuda where there is one")
-    add("--engine-option", type=_option, action="append", default=[], metavar="K=V")
+    add("--engine-option", type=option, action="append", default=[], metavar="K=V")
     add("--rows", type=int, nargs="+", help="sampled at a time; 8 32 128, on a GPU 64 256 1024")
     add("--attempts", type=int, default=8, help="of each prompt")
     add("--tokens", type=int, default=128, help="of each attempt")
@@ -199,7 +200,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def settled(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def options_for(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options, with what depends on the machine."""
     import torch
 
@@ -214,16 +215,8 @@ def settled(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def _option(text: str) -> tuple[str, object]:
-    name, _, value = text.partition("=")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
-
-
 def main() -> None:
-    result = measure(settled())
+    result = measure(options_for())
     for each in result["by_rows"]:
         print("  ".join(f"{name}={value}" for name, value in each.items()))
     print(json.dumps(result))

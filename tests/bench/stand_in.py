@@ -1,5 +1,6 @@
-"""Leases each prompt once and counts what is reported, in memory: for machines on which the server
-cannot run. `python -m tests.bench.stand_in` prints where it listens."""
+"""Leases each prompt once and counts what is reported, in memory. For a CUDA machine that has
+PyTorch, grpcio and protobuf but neither Redis' client nor a Valkey binary, and no network to get
+them from: the server cannot run there. `python -m tests.bench.stand_in` prints where it listens."""
 
 from __future__ import annotations
 

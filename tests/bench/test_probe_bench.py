@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.bench import bench_probe, probing
-from tests.bench.probing import Pace
+from tests.bench import bench_probe, probe_sides
+from tests.bench.probe_sides import Pace
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 TINY = {"hidden_size": 64, "num_hidden_layers": 1, "intermediate_size": 64}
@@ -13,10 +13,10 @@ FEW += ["--repetitions", "2", "--verifier", "exact"]
 
 @pytest.mark.parametrize("server", ["curriculum-server", "a stand-in, for lack of nothing_at_all"])
 def test_all_sides_sample_the_same_attempts(monkeypatch, server) -> None:
-    monkeypatch.setattr(probing, "SMALL", TINY)
+    monkeypatch.setattr(probe_sides, "SMALL", TINY)
     if server != "curriculum-server":
-        monkeypatch.setattr(probing, "SERVER_NEEDS", ("nothing_at_all",))
-    found = bench_probe.measure(bench_probe.settled(FEW))
+        monkeypatch.setattr(probe_sides, "SERVER_NEEDS", ("nothing_at_all",))
+    found = bench_probe.measure(bench_probe.options_for(FEW))
     assert found["server"] == server
     [only] = found["by_rows"]
     assert (only["rows"], only["prompts"]) == (16, 32)

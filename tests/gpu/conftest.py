@@ -55,8 +55,8 @@ def folders(device: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 
 @pytest.fixture
-def engine_of(folders: dict[str, Path], device: str) -> Iterator[Callable[..., Any]]:
-    """Makes engines; `run` of what is given to it awaits something with one, then closes it."""
+def with_engine(folders: dict[str, Path], device: str) -> Iterator[Callable[..., Any]]:
+    """Makes an engine, awaits `work(engine)` in an event loop of its own, and closes it."""
     from curriculum_probe.engines import EngineConfig, create_engine
     from curriculum_probe.patience import Patience
 

@@ -33,6 +33,6 @@ def test_a_worker_keeps_the_engine_busy(engine, device, figures, capfd) -> None:
     else:
         arguments += ["--quick", "--repetitions", "2", "--tokens", "16"]
     with capfd.disabled():
-        measured = bench_probe.measure(bench_probe.settled(arguments))
+        measured = bench_probe.measure(bench_probe.options_for(arguments))
     figures[f"{engine}_throughput"] = measured
     assert measured["throughput_ratio"] >= (ENOUGH if on_cuda else ENOUGH_ON_CPU)

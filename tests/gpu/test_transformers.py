@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import Counter
 
 import pytest
 
+from tests.probe.bounds import most_off
+
 pytestmark = pytest.mark.gpu
 
 
-def test_attempts_are_drawn_from_the_models_distribution(engine_of, timed, figures) -> None:
+def test_attempts_are_drawn_from_the_models_distribution(with_engine, timed, figures) -> None:
     n, p, tokens = 2048, 0.75, 8
 
     async def work(engine):
         asked = asyncio.gather(*[engine.sample(f"q{number}", 8) for number in range(n // 8)])
         return await timed(asked)
 
-    answers, elapsed_s = engine_of(work, max_tokens=tokens)
+    answers, elapsed_s = with_engine(work, max_tokens=tokens)
     texts = [completion.text for completions in answers for completion in completions]
     assert {completion.token_count for each in answers for completion in each} == {tokens}
     counts = Counter("".join(texts))
     assert set(counts) == {"a", "b"}
-    # Bernstein as in tests/probe/test_sampling.py; bfloat16 moves a logit of log 3 by 2⁻⁸ of it at
-    # most, so p by less than .001.
+    # bfloat16 moves a logit of log 3 by 2⁻⁸ of it at most, so p by less than .001.
     n *= tokens
-    assert abs(counts["a"] - n * p) <= 0.001 * n + 4 + math.sqrt(16 + 24 * n * p * (1 - p))
+    assert abs(counts["a"] - n * p) <= 0.001 * n + most_off(n, p)
     figures["tiny_tokens_per_s"] = round(n / elapsed_s)
 
 
-def test_loaded_weights_change_what_is_generated(engine_of, timed, folders, figures) -> None:
+def test_loaded_weights_change_what_is_generated(with_engine, timed, folders, figures) -> None:
     async def work(engine):
         texts, load_s = [], 0.0
         for name in ("b", "a"):
@@ -38,12 +38,12 @@ def test_loaded_weights_change_what_is_generated(engine_of, timed, folders, figu
             _, load_s = await timed(engine.load(f"file://{folders[name]}"))
         return [*texts, (await engine.sample("q", 1))[0].text], load_s
 
-    texts, load_s = engine_of(work, "a", max_tokens=2, temperature=0.0)
+    texts, load_s = with_engine(work, "a", max_tokens=2, temperature=0.0)
     assert texts == ["aa", "bb", "aa"]
     figures["tiny_load_s"] = round(load_s, 3)
 
 
-def test_prompts_of_many_lengths_are_continued_as_alone(engine_of) -> None:
+def test_prompts_of_many_lengths_are_continued_as_alone(with_engine) -> None:
     """Padding and what prompts share change nothing, but for rounding: the model is random, and of
     two tokens that are nearly as likely either may come."""
     prompts = ["x" * length for length in (1, 3, 17, 60, 200, 400)]
@@ -54,13 +54,13 @@ def test_prompts_of_many_lengths_are_continued_as_alone(engine_of) -> None:
         return [[c.text for c in each] for each in together], [each[0].text for each in alone]
 
     options = {"temperature": 0.0, "max_tokens": 4}
-    together, alone = engine_of(work, "random", **options)
+    together, alone = with_engine(work, "random", **options)
     same = [text == one for texts, one in zip(together, alone, strict=True) for text in texts]
     assert sum(same) >= 0.75 * len(same)
 
 
 def test_a_batch_too_large_for_the_memory_is_halved(
-    engine_of, timed, device, caplog, figures
+    with_engine, timed, device, caplog, figures
 ) -> None:
     """For real: the process may take little more of the device than it has."""
     if not device.startswith("cuda"):
@@ -77,7 +77,7 @@ def test_a_batch_too_large_for_the_memory_is_halved(
         return await timed(asyncio.gather(*[engine.sample("q" * 484, 64) for _ in range(64)]))
 
     try:
-        answers, elapsed_s = engine_of(work, max_tokens=16, concurrency=4096)
+        answers, elapsed_s = with_engine(work, max_tokens=16, concurrency=4096)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
@@ -88,18 +88,16 @@ def test_a_batch_too_large_for_the_memory_is_halved(
     figures["halved_tokens_per_s"] = round(4096 * 16 / elapsed_s)
 
 
-def test_embeddings_are_those_of_a_cpu(engine_of, timed, device, figures) -> None:
+def test_embeddings_are_those_of_a_cpu(with_engine, timed, device, figures) -> None:
     import torch
 
     prompts = [f"What is {number} + {number * number}?" for number in range(300)]
 
     async def embedded(engine):
-        if not hasattr(engine, "embed"):
-            pytest.skip("the engine embeds nothing")
         return await timed(engine.embed(prompts))
 
-    found, elapsed_s = engine_of(embedded, "random")
-    expected, _ = engine_of(embedded, "random", options={"device": "cpu", "dtype": "float32"})
+    found, elapsed_s = with_engine(embedded, "random")
+    expected, _ = with_engine(embedded, "random", options={"device": "cpu", "dtype": "float32"})
     same = torch.cosine_similarity(torch.tensor(found), torch.tensor(expected))
     assert same.min() > 0.99
     figures["tiny_embeddings_per_s"] = round(len(prompts) / elapsed_s)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import math
 from collections import Counter
 
 import pytest
+
+from tests.probe.bounds import most_off
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,7 +26,7 @@ def options(device):
 
 
 def test_attempts_are_drawn_from_the_models_distribution(
-    engine_of, options, timed, folders, figures
+    with_engine, options, timed, folders, figures
 ) -> None:
     """And from new weights, once they are loaded, in place."""
     n, p, tokens = 2048, 0.75, 8
@@ -36,13 +37,13 @@ def test_attempts_are_drawn_from_the_models_distribution(
         _, load_s = await timed(engine.load(f"file://{folders['b']}"))
         return answers, elapsed_s, load_s, (await engine.sample("q0", 1))[0].text
 
-    answers, elapsed_s, load_s, text = engine_of(
+    answers, elapsed_s, load_s, text = with_engine(
         work, engine="vllm", options=options, max_tokens=tokens
     )
     counts = Counter("".join(each.text for completions in answers for each in completions))
     assert set(counts) == {"a", "b"}
     n *= tokens
-    assert abs(counts["a"] - n * p) <= 0.001 * n + 4 + math.sqrt(16 + 24 * n * p * (1 - p))
+    assert abs(counts["a"] - n * p) <= 0.001 * n + most_off(n, p)
     assert text == "b" * tokens
     figures["vllm_tiny_tokens_per_s"] = round(n / elapsed_s)
     figures["vllm_tiny_load_s"] = round(load_s, 3)

@@ -153,7 +153,7 @@ async def test_a_model_that_fails_is_the_engines_fault(engine_of, monkeypatch):
         await engine.embed(["q"])
 
 
-async def test_embedding_waits_for_the_batch_that_is_sampled(engine_of, folder):
+async def test_sampling_and_embedding_at_once_do_not_disturb_each_other(engine_of, folder):
     engine = engine_of(temperature=0.0)
     completions, [vector] = await asyncio.gather(engine.sample("2+2=?", 3), engine.embed(["q"]))
     assert len({completion.text for completion in completions}) == 1
@@ -231,7 +231,7 @@ async def test_every_prompt_is_embedded_and_equal_texts_alike(
 async def test_each_prompt_is_reported_once_and_a_second_worker_adds_none(
     run_of, service_of, engine_of, server, stubs, caplog, monkeypatch
 ):
-    monkeypatch.setattr(embedding, "PART_PROMPTS", 7)
+    monkeypatch.setattr(embedding, "REPORT_PROMPTS", 7)
     run_id, engine = run_of(*(f"{n}" for n in range(40))), engine_of()
     reported, service = [], service_of(run_id)
     add = service.add_embeddings
@@ -262,7 +262,7 @@ async def test_each_prompt_is_reported_once_and_a_second_worker_adds_none(
 async def test_workers_at_once_share_the_work_and_lose_nothing(
     run_of, service_of, engine_of, stubs, monkeypatch, caplog
 ):
-    monkeypatch.setattr(embedding, "PART_PROMPTS", 10)
+    monkeypatch.setattr(embedding, "REPORT_PROMPTS", 10)
     run_id = run_of(*(f"{n}" for n in range(200)))
     engines = [engine_of(), engine_of()]
     await asyncio.gather(*[embed(service_of(run_id), engine) for engine in engines])
@@ -300,9 +300,7 @@ async def test_numbers_that_the_server_would_refuse_are_skipped(run_of, service_
     assert unembedded(stubs, run_id) == ["p1"]
 
 
-async def test_an_engine_with_another_length_ends_with_what_the_server_says(
-    run_of, service_of, engine_of
-):
+async def test_an_engine_with_another_length_ends_with_what_the_server_says(run_of, service_of):
     class Narrow:
         async def embed(self, prompts):
             return [[1.0]] * len(prompts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ import pytest
 from curriculum_probe.engines import EngineConfig, EngineError, RefusedError, create_engine
 from curriculum_probe.patience import Patience
 from tests.probe import tiny
+from tests.probe.bounds import most_off
 
 SERVER = Path(__file__).with_name("completions_server.py")
 
@@ -43,8 +43,7 @@ async def test_attempts_are_drawn_by_a_real_server(url, chat) -> None:
     counts = Counter(completion.text for completions in answers for completion in completions)
     assert counts.total() == n
     assert set(counts) == {"a", "b"}
-    # Bernstein as in test_sampling.py: each side fails with a chance below e⁻¹² = 6e-6.
-    assert abs(counts["a"] - n * p) <= 4 + math.sqrt(16 + 24 * n * p * (1 - p))
+    assert abs(counts["a"] - n * p) <= most_off(n, p)
     assert {completion.token_count for completion in answers[0]} == {1}
 
 
@@ -61,7 +60,7 @@ def test_a_run_is_probed_at_a_real_server(probe, pool, url) -> None:
     assert probe(endpoint=url, max_tokens=1, attempts=100) == 0
     assert set(pool.attempts().values()) == {100}
     n, p = 600, 0.75
-    assert abs(sum(pool.passes().values()) - n * p) <= 4 + math.sqrt(16 + 24 * n * p * (1 - p))
+    assert abs(sum(pool.passes().values()) - n * p) <= most_off(n, p)
 
 
 async def test_requests_run_side_by_side(endpoint) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
+
+from tests.probe.bounds import most_off
 
 
 def test_probed_pass_rates_are_the_endpoints_and_every_attempt_counts_once(
@@ -17,11 +17,8 @@ def test_probed_pass_rates_are_the_endpoints_and_every_attempt_counts_once(
 
     assert pool.attempts() == dict.fromkeys(texts, n)
     assert pool.passes() == {text: endpoint.right[text] for text in texts}
-    # Bernstein, one side, v = np(1−p): P(X − np ≥ t) ≤ exp(−t² / (2v + 2t/3)). This is e⁻¹² = 6e-6
-    # for each of the 20 sides at the root of t² = 12 (2v + 2t/3), which is t = 4 + √(16 + 24v).
     for text, p in zip(texts, rates, strict=True):
-        bound = 4 + math.sqrt(16 + 24 * n * p * (1 - p))
-        assert abs(pool.passes()[text] - n * p) <= bound
+        assert abs(pool.passes()[text] - n * p) <= most_off(n, p)
     passes = sum(endpoint.right.values())
     assert f"prompts=10 attempts=2000 passes={passes} skipped=0 verifier_errors=0" in caplog.text
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 from collections import Counter
 from pathlib import Path
@@ -21,6 +20,7 @@ from curriculum_probe.engines import (
 )
 from curriculum_probe.patience import Patience
 from tests.probe import tiny
+from tests.probe.bounds import most_off
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 TEMPLATE = "{% for m in messages %}<{{ m['content'] }}>{% endfor %}"
@@ -116,8 +116,7 @@ async def test_attempts_are_drawn_from_the_models_distribution(engine_of) -> Non
     n, p = 2000, 0.75
     counts = Counter(c.text for c in await engine.sample("q", n))
     assert set(counts) == {"a", "b"}
-    # Bernstein as in test_sampling.py: each side fails with a chance below e⁻¹² = 6e-6.
-    assert abs(counts["a"] - n * p) <= 4 + math.sqrt(16 + 24 * n * p * (1 - p))
+    assert abs(counts["a"] - n * p) <= most_off(n, p)
 
 
 async def test_tokens_are_counted_up_to_the_end(engine_of) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import shutil
 import threading
 from collections import Counter
@@ -19,6 +18,7 @@ from curriculum_api.v1 import trainer_service_pb2 as trainer_pb
 from curriculum_probe.engines import CheckpointError, EngineConfig, RefusedError, create_engine
 from curriculum_probe.patience import Patience
 from tests.probe import tiny
+from tests.probe.bounds import most_off
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -59,8 +59,7 @@ async def test_attempts_are_drawn_from_the_models_distribution(engine_of) -> Non
     counts = Counter(completion.text for completions in answers for completion in completions)
     assert counts.total() == n
     assert set(counts) == {"a", "b"}
-    # Bernstein as in test_sampling.py: each side fails with a chance below e⁻¹² = 6e-6.
-    assert abs(counts["a"] - n * p) <= 4 + math.sqrt(16 + 24 * n * p * (1 - p))
+    assert abs(counts["a"] - n * p) <= most_off(n, p)
 
 
 async def test_loaded_weights_change_what_is_generated(engine_of, folders, tmp_path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import socket
 import subprocess
@@ -23,6 +22,7 @@ pytest.importorskip(
 from curriculum_probe.engines import EngineConfig, EngineError, RefusedError, create_engine
 from curriculum_probe.patience import Patience
 from tests.probe import tiny
+from tests.probe.bounds import most_off
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -89,8 +89,7 @@ async def test_attempts_are_drawn_from_the_models_distribution(engine_of) -> Non
     counts = Counter(completion.text for completions in answers for completion in completions)
     assert counts.total() == n
     assert set(counts) == {"a", "b"}
-    # Bernstein as in test_sampling.py: each side fails with a chance below e⁻¹² = 6e-6.
-    assert abs(counts["a"] - n * p) <= 4 + math.sqrt(16 + 24 * n * p * (1 - p))
+    assert abs(counts["a"] - n * p) <= most_off(n, p)
 
 
 async def test_tokens_are_counted_and_a_completion_ends_before_a_stop(engine_of) -> None:
@@ -127,4 +126,4 @@ def test_a_run_is_probed(probe, pool, url) -> None:
     assert set(pool.attempts().values()) == {64}
     n, p = 6 * 64, 0.75
     passes = sum(pool.passes().values())
-    assert abs(passes - n * p) <= 4 + math.sqrt(16 + 24 * n * p * (1 - p))  # as above
+    assert abs(passes - n * p) <= most_off(n, p)

@@ -90,17 +90,17 @@ async def see_through(batch, engine, verifiers, service, *, stops_early=True):
         await made.run(0)
 
 
-PROBE, LONG_SHOT = batch_pb2.REASON_PROBE, batch_pb2.REASON_LONG_SHOT
+PROBE, REACH = batch_pb2.REASON_PROBE, batch_pb2.REASON_PROBE_REACH
 SENTINEL, REFERENCE = batch_pb2.REASON_SENTINEL, batch_pb2.REASON_REFERENCE
 
 
 async def test_who_is_settled_is_sampled_no_more() -> None:
     engine, service = FakeEngine(), FakeService(settled=[0])
     await see_through(
-        batch_of((LONG_SHOT, 20), (LONG_SHOT, 20), (PROBE, 4)), engine, FakeVerifiers(1.0), service
+        batch_of((REACH, 20), (REACH, 20), (PROBE, 12)), engine, FakeVerifiers(1.0), service
     )
-    assert engine.waves == {"p0": [8], "p1": [8, 8, 4], "p2": [4]}
-    assert service.attempts == {0: 8, 1: 20, 2: 4}
+    assert engine.waves == {"p0": [8], "p1": [8, 8, 4], "p2": [12]}
+    assert service.attempts == {0: 8, 1: 20, 2: 12}
     assert service.released == 1  # the rest of the first
 
 
@@ -111,13 +111,13 @@ async def test_a_fixed_sample_is_sampled_at_once_and_whole() -> None:
     assert engine.waves == {"p0": [24], "p1": [64]}
     assert service.released == 0
     engine = FakeEngine()
-    await see_through(batch_of((PROBE, 24)), engine, FakeVerifiers(1.0), service, stops_early=False)
+    await see_through(batch_of((REACH, 24)), engine, FakeVerifiers(1.0), service, stops_early=False)
     assert engine.waves == {"p0": [24]}
 
 
 async def test_a_verifier_that_fails_on_a_wave_ends_it() -> None:
     engine, service = FakeEngine(), FakeService()
-    await see_through(batch_of((LONG_SHOT, 32)), engine, FakeVerifiers(None), service)
+    await see_through(batch_of((REACH, 32)), engine, FakeVerifiers(None), service)
     assert engine.waves == {"p0": [8]}
     assert (service.attempts, service.released) == ({}, 1)
 
@@ -133,7 +133,7 @@ async def test_no_wave_begins_when_the_weights_are_to_change() -> None:
     engine, service = FakeEngine(held), FakeService()
     gate = Gate(lambda: engine.slots, lambda: None)
     made = Round(
-        batch_of((LONG_SHOT, 32), (LONG_SHOT, 32)),
+        batch_of((REACH, 32), (REACH, 32)),
         Tools("run", service, engine, FakeVerifiers(0.0), gate),
     )
     await made.prepare()

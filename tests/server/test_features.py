@@ -14,7 +14,7 @@ from curriculum_api.v1 import prompt_pb2
 from curriculum_server import convert
 from curriculum_server.engine import features
 from curriculum_server.engine.catalog import Catalog, encode_chunk
-from curriculum_server.engine.embedding_part import EMBEDDING_DTYPE, encode_part
+from curriculum_server.engine.embedding_chunk import EMBEDDING_DTYPE, encode_embedding_chunk
 from curriculum_server.engine.features import CatalogPrompts, prepare_features
 
 
@@ -84,8 +84,8 @@ async def test_features_that_are_there_are_not_built_again():
     assert catalog.features is known
 
 
-def part(numbers):
-    return encode_part(
+def embedding_chunk(numbers):
+    return encode_embedding_chunk(
         {n: np.sin(n * np.arange(1, 9)).astype(EMBEDDING_DTYPE).tobytes() for n in numbers}
     )
 
@@ -94,18 +94,18 @@ async def test_servers_that_read_embeddings_at_other_moments_have_the_same_featu
     early, late = catalog_of(90), catalog_of(90, 20)
     await prepare_features(early)
     before = early.features
-    early.append_part(part([0, 7, 77]))
+    early.append_embedding_chunk(embedding_chunk([0, 7, 77]))
     await prepare_features(early)
-    assert early.features is before  # the part waits
+    assert early.features is before  # the chunk waits
     early.append_chunk(*chunk(described(20, 90)))
-    early.append_part(part([14, 91, 98]))
-    early.use_parts(1)
+    early.append_embedding_chunk(embedding_chunk([14, 91, 98]))
+    early.use_embedding_chunks(1)
     await prepare_features(early)
-    early.use_parts(2)
+    early.use_embedding_chunks(2)
     await prepare_features(early)
     for numbers in ([0, 7, 77], [14, 91, 98]):
-        late.append_part(part(numbers))
-    late.use_parts(2)
+        late.append_embedding_chunk(embedding_chunk(numbers))
+    late.use_embedding_chunks(2)
     await prepare_features(late)
     assert early.features.names == late.features.names
     assert early.features.values_NK.tobytes() == late.features.values_NK.tobytes()
@@ -116,13 +116,13 @@ async def test_embeddings_that_come_into_use_during_a_build_are_in_the_next(held
     catalog = catalog_of(500)
     waiting = asyncio.create_task(prepare_features(catalog))
     await asyncio.sleep(0)
-    catalog.append_part(part([0, 7]))
-    catalog.use_parts(1)
+    catalog.append_embedding_chunk(embedding_chunk([0, 7]))
+    catalog.use_embedding_chunks(1)
     held.may_go_on.set()
     await waiting
     late = catalog_of(500)
-    late.append_part(part([0, 7]))
-    late.use_parts(1)
+    late.append_embedding_chunk(embedding_chunk([0, 7]))
+    late.use_embedding_chunks(1)
     await prepare_features(late)
     assert catalog.features.values_NK.tobytes() == late.features.values_NK.tobytes()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 import threading
@@ -15,39 +14,18 @@ from curriculum_api.v1 import operator_service_pb2 as op
 from curriculum_api.v1 import probe_service_pb2 as pr
 from curriculum_api.v1 import prompt_pb2
 from curriculum_server.engine import embedding
-from tests.server.doctor.looking import kinds, look
-from tests.server.driving import RunDriver
-from tests.server.test_transfer import damaged, export, import_to, request, reworded
-
-
-def key(run, name):
-    return f"cur:{{{run.run_id}}}:{name}"
-
-
-def document(raw, run):
-    return json.loads(raw.hget(key(run, "meta"), "doc"))
-
-
-def parts(raw, run):
-    """(all, those that describe prompts)."""
-    found = document(raw, run)
-    return found["embedding_part_count"], found["used_embedding_part_count"]
-
-
-def names(run):
-    return [prompt.prompt_id for prompt in run.unembedded().prompts]
-
-
-def vector(n, length=8):
-    return np.sin((n + 1) * np.arange(1, length + 1)).tolist()
-
-
-def vectors(*numbers, length=8):
-    return {f"p{n}": vector(n, length) for n in numbers}
-
-
-def believed(run):
-    return [(p.pass_rate, p.pass_rate_low, p.pass_rate_high) for p in run.list().prompts]
+from tests.server.doctor.looking import look
+from tests.server.embedded_runs import (
+    believed,
+    chunk_counts,
+    key,
+    telling,
+    trained,
+    unembedded_names,
+    vector,
+    vectors,
+)
+from tests.server.test_transfer import export, import_to
 
 
 def column_names(server, run):
@@ -90,7 +68,7 @@ def test_pages_follow_the_pool_while_it_grows_and_others_embed(open_run):
     assert run.unembedded(4).unembedded_count == 10
 
 
-def test_a_page_ends_where_texts_are_long(open_run, start_server):
+def test_a_page_ends_where_texts_are_long(open_run):
     run = open_run(0)
     for first in (0, 20):
         run.add(
@@ -109,6 +87,14 @@ def test_a_page_ends_where_texts_are_long(open_run, start_server):
     assert count == 3
 
 
+def test_a_page_of_no_size_has_up_to_a_hundred_prompts(open_run):
+    run = open_run(101)
+    first = run.unembedded(0)
+    assert [prompt.prompt_id for prompt in first.prompts] == [f"p{n}" for n in range(100)]
+    rest = run.unembedded(0, first.next_page_token)
+    assert [prompt.prompt_id for prompt in rest.prompts] == ["p100"]
+
+
 def test_the_list_of_a_pool_without_gaps_is_empty(open_run):
     run = open_run(0)
     assert run.unembedded() == pr.ListUnembeddedPromptsResponse()
@@ -120,8 +106,7 @@ def test_the_list_of_a_pool_without_gaps_is_empty(open_run):
 @pytest.mark.parametrize(
     ("page_size", "token", "said"),
     [
-        (0, "", "page_size=0: must be in [1, 1000]"),
-        (1001, "", "page_size=1001: must be in [1, 1000]"),
+        (1001, "", "page_size=1001: must be in [0, 1000]"),
         (5, "x", "page_token: must come from the page before"),
         (5, "LTE=", "page_token: must come from the page before"),
     ],
@@ -143,11 +128,11 @@ def test_each_prompt_takes_its_first_embedding_alone(open_run, raw):
     assert run.embed({"p1": vector(9), "p4": vector(9), "p2": vector(2)}) == (1, 2)
     assert run.embed(vectors(1, 2, 4)) == (0, 3)
     assert raw.get(key(run, "embedding:0")) == first
-    assert parts(raw, run)[0] == 2
+    assert chunk_counts(raw, run)[0] == 2
     assert struct.unpack(">3I", first[:12]) == (8, 1, 4)
     kept = np.frombuffer(first[12:], "<f2").reshape(2, 8)
     np.testing.assert_allclose(kept, [vector(1), vector(4)], atol=1e-3)
-    assert names(run) == ["p0", "p3", "p5"]
+    assert unembedded_names(run) == ["p0", "p3", "p5"]
 
 
 def test_a_prompts_own_embedding_stays(open_run, raw):
@@ -155,7 +140,7 @@ def test_a_prompts_own_embedding_stays(open_run, raw):
     given = [prompt_pb2.Prompt(prompt_id="a", domain="d", embedding=[0.25, 1.0])]
     run.add(given)
     assert run.embed({"a": [1.0, 2.0]}) == (0, 1)
-    assert parts(raw, run) == (0, 0)
+    assert chunk_counts(raw, run) == (0, 0)
     assert run.add(given).existing_count == 1
 
 
@@ -205,7 +190,7 @@ def test_an_embedding_that_cannot_be_kept_is_refused_with_all_that_came_with_it(
     run, (given, said) = open_run(3), REFUSED[case]
     answer = refused(run.stubs.probe.AddEmbeddings, run.embed_request(given))
     assert (answer.status, answer.details) == ("INVALID_ARGUMENT", said)
-    assert names(run) == ["p0", "p1", "p2"]
+    assert unembedded_names(run) == ["p0", "p1", "p2"]
     assert raw.get(key(run, "embedding:0")) is None
 
 
@@ -282,26 +267,8 @@ def test_embeddings_describe_prompts_once_they_are_as_many_as_are_left(open_run,
     for size in sizes:
         run.embed(vectors(*range(first, first + size)))
         first += size
-        found.append(parts(raw, run)[1])
+        found.append(chunk_counts(raw, run)[1])
     assert tuple(found) == used
-
-
-def trained(run, steps=range(1, 9)):
-    """Groups of which prompts with an even number pass nearly all, and odd ones hardly any."""
-    for step in steps:
-        batch = run.next(f"t-{step}", count=12, step=step)
-        groups = {
-            p.slot: [1.0] * (1 if int(p.prompt.prompt_id[1:]) % 2 else 7) + [0.0]
-            for p in batch.prompts
-        }
-        run.report(batch, groups)
-        run.release(batch)
-    return run
-
-
-def telling(*numbers):
-    """Embeddings whose first number tells even prompts from odd ones."""
-    return {f"p{n}": [4.0 - 8.0 * (n % 2), *vector(n, 3)] for n in numbers}
 
 
 @pytest.fixture
@@ -369,121 +336,3 @@ def test_a_rollback_keeps_them(known, raw, start_server):
     even, odd = unvisited_means(known)
     assert even - odd > 0.3
     assert believed(known) == believed(known.through(start_server().stubs))
-
-
-# Keeping them
-
-
-def test_they_move_with_the_run_and_go_with_it(open_run, raw):
-    run = open_run(6)
-    run.embed(vectors(0, 1))
-    run.embed(vectors(2, 3))
-    assert parts(raw, run) == (2, 2)
-    copy = import_to(run.stubs, f"{run.run_id}-copy", export(run))
-    assert parts(raw, copy) == (2, 2)
-    for part in ("embedding:0", "embedding:1"):
-        assert raw.get(key(copy, part)) == raw.get(key(run, part))
-        assert raw.ttl(key(copy, part)) == -1
-    assert names(copy) == names(run) == ["p4", "p5"]
-    assert look(run.stubs, copy.run_id) == []
-    copy.delete()
-    assert raw.exists(key(copy, "embedding:0"), key(copy, "embedding:1")) == 0
-
-
-def head(*numbers):
-    return struct.pack(f">{len(numbers)}I", *numbers)
-
-
-SOUND = head(2, 0, 1) + b"\0\x3c" * 4
-DAMAGE = {
-    "cut": (SOUND[:-1], "embeddings_broken"),
-    "empty": (b"", "embeddings_broken"),
-    "of no numbers": (head(0, 0, 1), "embeddings_broken"),
-    "of too many numbers": (head(4097, 0) + bytes(8194), "embeddings_broken"),
-    "out of order": (head(2, 1, 0) + b"\0\x3c" * 4, "embeddings_broken"),
-    "named twice": (head(2, 1, 1) + b"\0\x3c" * 4, "embeddings_broken"),
-    "not finite": (head(2, 0, 1) + b"\0\x7c" * 4, "embeddings_broken"),
-    "beyond the pool": (head(2, 0, 4) + b"\0\x3c" * 4, "embeddings_beyond_pool"),
-    "of one that has one": (head(2, 0, 2) + b"\0\x3c" * 4, "embeddings_repeated"),
-    "of one that came with one": (head(2, 0, 3) + b"\0\x3c" * 4, "embeddings_repeated"),
-    "of another length": (head(1, 0, 1) + b"\0\x3c" * 2, "embeddings_uneven"),
-}
-
-
-@pytest.fixture
-def embedded(open_run):
-    """p0 and p1 by the first part, p2 by the second, p3 from the start."""
-    run = open_run(3)
-    run.add([prompt_pb2.Prompt(prompt_id="p3", domain="d", embedding=[1.0, 2.0])])
-    run.embed({"p0": [1.0, 1.0], "p1": [1.0, 1.0]})
-    run.embed({"p2": [2.0, 1.0]})
-    return run
-
-
-def test_damaged_parts_are_written_as_this_test_writes_them(embedded, raw):
-    assert raw.get(key(embedded, "embedding:0")) == SOUND
-    assert look(embedded.stubs, embedded.run_id) == []
-
-
-@pytest.mark.parametrize("case", DAMAGE)
-def test_damage_is_named_refused_by_an_import_and_served_by_nobody(
-    embedded, raw, refused, start_server, case
-):
-    run, (content, kind) = embedded, DAMAGE[case]
-    sent = list(damaged(export(run), "embeddings/0/0", lambda _: content))
-    raw.set(key(run, "embedding:0"), content)
-    assert kinds(look(run.stubs, run.run_id)) == {kind}
-    other = RunDriver(start_server().stubs, run.run_id)
-    answer = refused(other.stubs.trainer.NextBatch, other.next_request())
-    assert (answer.status, "embeddings of part" in answer.details) == ("DATA_LOSS", True)
-    copy = f"{run.run_id}-copy"
-    run.stubs.operator.ImportRun(request(copy, sent))
-    answer = refused(run.stubs.operator.ImportRun, request(copy, commit=True))
-    assert answer.status == "INVALID_ARGUMENT"
-    assert "embedding" in answer.details
-
-
-def test_a_missing_part_is_named(embedded, raw, refused, start_server):
-    raw.delete(key(embedded, "embedding:1"))
-    assert kinds(look(embedded.stubs, embedded.run_id)) == {"embeddings_missing"}
-    other = RunDriver(start_server().stubs, embedded.run_id)
-    answer = refused(other.stubs.trainer.NextBatch, other.next_request())
-    assert (answer.status, answer.details) == ("DATA_LOSS", "the embeddings of part 1 are missing")
-    answer = refused(embedded.stubs.operator.ExportRun, op.ExportRunRequest(run_id=other.run_id))
-    assert answer.status == "DATA_LOSS"
-
-
-def test_a_part_that_nobody_counts_is_named_with_its_remedy(embedded, raw):
-    raw.set(key(embedded, "embedding:2"), b"")
-    (finding,) = look(embedded.stubs, embedded.run_id)
-    assert finding.kind == "embeddings_orphaned"
-    assert finding.remedy == f"`UNLINK {key(embedded, 'embedding:2')}`"
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"embedding_part_count": 5}, "embedding_part_count=5: must be at most prompt_count=4"),
-        ({"embedding_part_count": 3}, "'embeddings/2/0': is missing"),
-        ({"used_embedding_part_count": 3}, "must be at most embedding_part_count=2"),
-        ({"used_embedding_part_count": -1}, "must be a whole number in [0, "),
-        ({"embedding_part_count": 1}, "used_embedding_part_count=2: must be at most"),
-    ],
-)
-def test_a_document_that_counts_them_wrong_is_not_imported(embedded, refused, change, said):
-    sent = list(damaged(export(embedded), "run.json", reworded(**change)))
-    asked = request(f"{embedded.run_id}-copy", sent, commit=True)
-    answer = refused(embedded.stubs.operator.ImportRun, asked)
-    assert (answer.status, said in answer.details) == ("INVALID_ARGUMENT", True), answer
-
-
-def test_a_run_of_the_schema_before_is_read_and_takes_them(known, raw, start_server):
-    before = document(raw, known)
-    for name in ("embedding_part_count", "used_embedding_part_count"):
-        assert before.pop(name) == 0
-    raw.hset(key(known, "meta"), "doc", json.dumps(before | {"schema": 3}))
-    old = known.through(start_server().stubs)
-    assert believed(old) == believed(known)
-    assert old.embed(telling(*range(300))) == (300, 0)
-    assert document(raw, known)["schema"] == 4
-    assert believed(old) == believed(known)

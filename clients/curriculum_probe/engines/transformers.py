@@ -96,17 +96,20 @@ class TransformersEngine:
         """The mean over the prompt's tokens of what the last layer says of each."""
         loop = asyncio.get_running_loop()
         encoded = await loop.run_in_executor(self._tokenizing, self._encode_all, prompts)
-        found: list[list[float] | RefusedError | None] = [
-            each if isinstance(each, RefusedError) else None for each in encoded
-        ]
-        rows = {row: each for row, each in enumerate(encoded) if isinstance(each, list)}
+        found: dict[int, list[float] | RefusedError] = {}
+        rows: dict[int, list[int]] = {}
+        for row, each in enumerate(encoded):
+            if isinstance(each, RefusedError):
+                found[row] = each
+            else:
+                rows[row] = each
         while rows:
             batch = self._longest(rows)
             some = await self._pooled_or_refused([rows[row] for row in batch])
-            for row, each in zip(batch, some, strict=False):
-                found[row] = each
+            for row, result in zip(batch, some, strict=False):
+                found[row] = result
                 del rows[row]
-        return [each for each in found if each is not None]
+        return [found[row] for row in range(len(prompts))]
 
     async def load(self, uri: str) -> None:
         checkpoint = await in_thread(lambda: whole_checkpoint(uri))

@@ -47,7 +47,7 @@ class _ReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTyp
     """One of the few prompts of its domain, always the same, that are sampled in every window."""
     REASON_REFERENCE: _Reason.ValueType  # 9
     """Sampled from the reference policy, with which the boundary is compared."""
-    REASON_LONG_SHOT: _Reason.ValueType  # 10
+    REASON_PROBE_REACH: _Reason.ValueType  # 10
     """Sampled though it is beyond the edge, and with more attempts: a first pass would be news."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
@@ -73,7 +73,7 @@ REASON_SENTINEL: Reason.ValueType  # 8
 """One of the few prompts of its domain, always the same, that are sampled in every window."""
 REASON_REFERENCE: Reason.ValueType  # 9
 """Sampled from the reference policy, with which the boundary is compared."""
-REASON_LONG_SHOT: Reason.ValueType  # 10
+REASON_PROBE_REACH: Reason.ValueType  # 10
 """Sampled though it is beyond the edge, and with more attempts: a first pass would be news."""
 global___Reason = Reason
 

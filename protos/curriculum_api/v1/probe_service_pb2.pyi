@@ -197,7 +197,7 @@ class ReportProbesResponse(google.protobuf.message.Message):
     @property
     def settled_slots(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Slots of this report whose prompt needs no more attempts, since at least 90% of its belief lies
-        in one band by now; of long shots, in another one than that beyond the edge.
+        in one band by now; of REASON_PROBE_REACH, in another one than that beyond the edge.
         """
 
     def __init__(
@@ -223,7 +223,7 @@ class ListUnembeddedPromptsRequest(google.protobuf.message.Message):
     run_id: builtins.str
     """The run."""
     page_size: builtins.int
-    """Prompts wanted, in [1, 1000]; fewer come where their texts are long."""
+    """Prompts wanted, in [1, 1000]; 0 for 100; fewer come where their texts are long."""
     page_token: builtins.str
     """From the page before; empty for the first."""
     def __init__(

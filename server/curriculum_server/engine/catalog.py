@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from curriculum.features import Features
 from curriculum_api.errors import CorruptStateError
 from curriculum_api.limits import MAX_EMBEDDING_LENGTH
-from curriculum_server.engine.embedding_part import EMBEDDING_DTYPE, decode_part
+from curriculum_server.engine.embedding_chunk import EMBEDDING_DTYPE, decode_embedding_chunk
 from curriculum_server.wire import split_prompt_fields
 
 _NONE, _GIVEN, _ADDED = range(3)
@@ -31,11 +31,11 @@ class Catalog:
         """Each prompt as a `prompt_field`, encoded once and served as it is."""
         self.embeddings: dict[int, bytes] = {}
         """By index, those that describe prompts, as EMBEDDING_DTYPE. They are not part of `fields`:
-        a batch would carry them to trainers, who have no use for them. `use_parts` replaces the
-        dict, so that its identity tells what was made of which."""
-        self.embedding_part_count = 0
+        a batch would carry them to trainers, who have no use for them. `use_embedding_chunks`
+        replaces the dict, so that its identity tells what was made of which."""
+        self.embedding_chunk_count = 0
         self._waiting: list[dict[int, bytes]] = []
-        """Of each of the last parts, those that describe nothing yet."""
+        """Of each of the last chunks of them, those that describe nothing yet."""
         self._origin_of = bytearray()
         self.embedding_length = 0
         """Numbers of each embedding; 0 where there is none."""
@@ -87,8 +87,8 @@ class Catalog:
         self.chunk_count += 1
 
     @property
-    def used_embedding_part_count(self) -> int:
-        return self.embedding_part_count - len(self._waiting)
+    def used_embedding_chunk_count(self) -> int:
+        return self.embedding_chunk_count - len(self._waiting)
 
     @property
     def waiting_embedding_count(self) -> int:
@@ -112,17 +112,18 @@ class Catalog:
         """What a prompt came with; empty for none."""
         return self.embeddings[index] if self._origin_of[index] == _GIVEN else b""
 
-    def append_part(self, part: bytes | None) -> None:
-        """Add one stored part of embeddings, which describe prompts once `use_parts` says so.
+    def append_embedding_chunk(self, chunk: bytes | None) -> None:
+        """Add one stored chunk of embeddings, which describe prompts once
+        `use_embedding_chunks` says so.
 
         Raises:
             CorruptStateError: it is missing, damaged, or does not fit the prompts.
         """
-        name = f"the embeddings of part {self.embedding_part_count}"
-        if part is None:
+        name = f"the embeddings of chunk {self.embedding_chunk_count}"
+        if chunk is None:
             raise CorruptStateError(f"{name} are missing")
         try:
-            length, by_index = decode_part(part)
+            length, by_index = decode_embedding_chunk(chunk)
         except ValueError as error:
             raise CorruptStateError(f"{name} are damaged: {error}") from error
         if any(index >= len(self) or self.is_embedded(index) for index in by_index):
@@ -133,11 +134,11 @@ class Catalog:
         for index in by_index:
             self._origin_of[index] = _ADDED
         self._waiting.append(by_index)
-        self.embedding_part_count += 1
+        self.embedding_chunk_count += 1
 
-    def use_parts(self, count: int) -> None:
-        """Let the first so many parts describe prompts."""
-        fresh = self._waiting[: count - self.used_embedding_part_count]
+    def use_embedding_chunks(self, count: int) -> None:
+        """Let the first so many chunks of embeddings describe prompts."""
+        fresh = self._waiting[: count - self.used_embedding_chunk_count]
         if not fresh:
             return
         self._waiting = self._waiting[len(fresh) :]

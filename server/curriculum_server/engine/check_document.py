@@ -20,15 +20,15 @@ LARGEST = {
     "timeline": 2**31,
     "prompt_count": MAX_POOL_PROMPTS,
     "chunk_count": MAX_POOL_PROMPTS,
-    "embedding_part_count": MAX_POOL_PROMPTS,
-    "used_embedding_part_count": MAX_POOL_PROMPTS,
+    "embedding_chunk_count": MAX_POOL_PROMPTS,
+    "used_embedding_chunk_count": MAX_POOL_PROMPTS,
     "next_window": 10**9,
 }
 """So that messages carry them and the names of keys hold them, with room for what is to come."""
 AT_MOST = (
     ("chunk_count", "prompt_count"),
-    ("embedding_part_count", "prompt_count"),
-    ("used_embedding_part_count", "embedding_part_count"),
+    ("embedding_chunk_count", "prompt_count"),
+    ("used_embedding_chunk_count", "embedding_chunk_count"),
 )
 MAX_CHECKPOINTS_EVER = 256
 """As many as servers kept before they kept 64."""

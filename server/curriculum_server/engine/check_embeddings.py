@@ -5,38 +5,38 @@ from __future__ import annotations
 import asyncio
 
 from curriculum_server.engine.check_keys import RESTORE
-from curriculum_server.engine.embedding_part import decode_part
+from curriculum_server.engine.embedding_chunk import decode_embedding_chunk
 from curriculum_server.engine.findings import Findings, shown
 from curriculum_server.store.connection import Redis
 from curriculum_server.store.document import Document
 from curriculum_server.store.keys import RunKeys
-from curriculum_server.store.load import load_embedding_parts
+from curriculum_server.store.load import load_embedding_chunks
 
 
-async def check_parts(
+async def check_embedding_chunks(
     redis: Redis,
     keys: RunKeys,
     document: Document,
     embedded: bytearray | None,
     findings: Findings,
 ) -> set[int]:
-    """Look at every part; gives the lengths of their embeddings.
+    """Look at every chunk of them; gives the lengths of their embeddings.
 
     Args:
         embedded: for each prompt whether it came with an embedding; None where that is not known.
     """
     lengths = set[int]()
-    for number in range(document.embedding_part_count):
+    for number in range(document.embedding_chunk_count):
         key = shown(keys.embedding(number))
-        (part,) = await load_embedding_parts(redis, keys, number, number + 1)
-        if part is None:
-            findings.error("embeddings_missing", f"{key} is missing", RESTORE)
+        (chunk,) = await load_embedding_chunks(redis, keys, number, number + 1)
+        if chunk is None:
+            findings.error("embedding_chunk_missing", f"{key} is missing", RESTORE)
             continue
         try:
-            length, by_index = decode_part(part)
+            length, by_index = decode_embedding_chunk(chunk)
         except ValueError as error:
             problem = f"{key} cannot be read: {error}"
-            findings.error("embeddings_broken", problem, RESTORE)
+            findings.error("embedding_chunk_broken", problem, RESTORE)
             continue
         lengths.add(length)
         if embedded is not None:

@@ -167,9 +167,10 @@ def _orphaned(key: str, known: Known, document: Document) -> tuple[str, str, str
     if known.kind in (Kind.CATALOG, Kind.PAYLOAD) and known.number >= document.chunk_count:
         problem = f"{key} is behind the pool's {document.chunk_count} chunks"
         return "chunk_orphaned", problem, unlink
-    if known.kind is Kind.EMBEDDING and known.number >= document.embedding_part_count:
-        problem = f"{key} is behind the pool's {document.embedding_part_count} parts of embeddings"
-        return "embeddings_orphaned", problem, unlink
+    if known.kind is Kind.EMBEDDING and known.number >= document.embedding_chunk_count:
+        count = document.embedding_chunk_count
+        problem = f"{key} is behind the pool's {count} chunks of embeddings"
+        return "embedding_chunk_orphaned", problem, unlink
     if known.kind is Kind.OPEN_BATCHES and known.number not in document.kept_batches:
         problem = f"{key} is of a checkpoint that is kept no longer"
         return "open_batches_orphaned", problem, unlink

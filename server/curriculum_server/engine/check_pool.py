@@ -15,7 +15,7 @@ from curriculum_api.limits import MAX_DOMAINS
 from curriculum_api.v1 import batch_pb2, operator_service_pb2, prompt_pb2
 from curriculum_server import validate
 from curriculum_server.engine.catalog import decode_embeddings
-from curriculum_server.engine.check_embeddings import check_parts
+from curriculum_server.engine.check_embeddings import check_embedding_chunks
 from curriculum_server.engine.check_keys import RESTORE
 from curriculum_server.engine.findings import Findings, shown
 from curriculum_server.store.connection import Redis
@@ -58,7 +58,7 @@ async def check_pool(
         domains.update(domain for _, domain in ids or ())
         await asyncio.sleep(0)
     known = None if findings.found else embedded
-    lengths |= await check_parts(redis, keys, document, known, findings)
+    lengths |= await check_embedding_chunks(redis, keys, document, known, findings)
     if len(lengths) > 1:
         findings.error(
             "embeddings_uneven",

@@ -14,11 +14,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from curriculum import Selection, compose_batch
+from curriculum import (
+    Model,
+    Pool,
+    ProbeBudget,
+    Selection,
+    compose_batch,
+    select_probes,
+    select_references,
+    sentinels,
+)
 from curriculum_server.engine.encoding import encode_prompts
-from curriculum_server.engine.probing import choose_probes
 from curriculum_server.engine.run import Run
 from curriculum_server.store.batches import SLOT_DTYPE, BatchRecord
+from curriculum_server.store.columns import ATTEMPTS
 
 _SEQUENCE = re.compile(r"(.*?)(\d+)", re.DOTALL)
 
@@ -140,7 +149,7 @@ async def _compose(run: Run, request: BatchRequest) -> Proposal:
     pool, model = await run.pool(request.policy_step)
     rng = generator(config.seed, request.request_id)
     if request.probe:
-        selection = choose_probes(run, request, pool, model, rng)
+        selection = _select_probes(run, request, pool, model, rng)
     else:
         selection = compose_batch(
             model,
@@ -153,6 +162,19 @@ async def _compose(run: Run, request: BatchRequest) -> Proposal:
     slots = _slots(selection)
     prompts = encode_prompts(slots, run.mirror.catalog.fields)
     return Proposal(request, basis, slots, selection.shortfall, prompts)
+
+
+def _select_probes(
+    run: Run, request: BatchRequest, pool: Pool, model: Model, rng: np.random.Generator
+) -> Selection:
+    config = run.mirror.config
+    each = request.attempt_count or config.selection.group_size
+    rollouts = request.rollout_budget or request.prompt_count * each
+    budget = ProbeBudget(request.prompt_count, rollouts, request.attempt_count)
+    fixed_S = sentinels(pool.domain_N, len(pool.domains), config.seed)
+    if run.is_of_reference(request.policy_step):
+        return select_references(model, pool, budget, run.mirror.reference(ATTEMPTS), fixed_S)
+    return select_probes(model, pool, config.selection, budget, fixed_S, rng)
 
 
 def _fetched_ahead(run: Run, request: BatchRequest) -> BatchRecord | None:

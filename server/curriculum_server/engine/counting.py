@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from curriculum import PROBES, Reason
+from curriculum import PROBE_REASONS, Reason
 from curriculum_api.errors import InvalidRequestError
 from curriculum_server.engine.config import REWARD, RunConfig
 from curriculum_server.store import batches, columns
@@ -56,12 +56,12 @@ def count_deltas(attempts: Attempts, record: BatchRecord, config: RunConfig) -> 
     for name, amount_K in amounts.items():
         if amount_K.any():
             counts[name] = np.bincount(slots_K, amount_K, slot_count).astype(np.int64)
-    is_probe_B = np.isin(record.slots["reason"], PROBES)
+    is_probe_B = np.isin(record.slots["reason"], PROBE_REASONS)
     if is_probe_B.any():
         counts[columns.PROBED] = np.where(is_probe_B, counts[columns.ATTEMPTS], 0)
     attempts_B, passes_B = counts[columns.ATTEMPTS], counts[columns.PASSES]
     used_B = np.flatnonzero(attempts_B)
-    if is_of_reference(record):
+    if leased_for_reference(record):
         counts = {columns.REFERENCE_ATTEMPTS: attempts_B, columns.REFERENCE_PASSES: passes_B}
     objective_B = None
     if config.objective:
@@ -76,8 +76,8 @@ def count_deltas(attempts: Attempts, record: BatchRecord, config: RunConfig) -> 
     )
 
 
-def is_of_reference(record: BatchRecord) -> bool:
-    """Whether a batch was leased for the reference policy."""
+def leased_for_reference(record: BatchRecord) -> bool:
+    """Whether it is the reference policy that is to sample the batch."""
     return bool((record.slots["reason"] == Reason.REFERENCE).any())
 
 

@@ -15,14 +15,13 @@ from dataclasses import dataclass, replace
 
 from curriculum_api.errors import InvalidRequestError
 from curriculum_server.engine.catalog import Catalog
-from curriculum_server.engine.embedding_part import EMBEDDING_DTYPE, encode_part
+from curriculum_server.engine.embedding_chunk import EMBEDDING_DTYPE, encode_embedding_chunk
 from curriculum_server.engine.run import Run
 from curriculum_server.store.commit import Change
 from curriculum_server.store.document import Document
 
 PAGE_BYTES = 1 << 22
 """Of the prompts of a page; it ends behind the one that brings it here."""
-PROMPTS_PER_TURN = 200
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class NewEmbedding:
 
 
 @dataclass(frozen=True)
-class Page:
+class UnembeddedPage:
     """Prompts without an embedding."""
 
     fields: Sequence[bytes]
@@ -52,25 +51,25 @@ async def add_embeddings(run: Run, given: Sequence[NewEmbedding]) -> int:
         InvalidRequestError: a prompt is not in the pool, or embeddings are of two lengths.
     """
     fresh: dict[int, bytes] = {}
-    part = b""
+    chunk = b""
 
     async def encode() -> None:
-        nonlocal fresh, part
+        nonlocal fresh, chunk
         fresh = _missing(run.mirror.catalog, given)
-        part = encode_part(fresh) if fresh else b""
+        chunk = encode_embedding_chunk(fresh) if fresh else b""
         await asyncio.sleep(0)
 
-    def append_part(document: Document) -> tuple[Document, Change] | None:
+    def append_chunk(document: Document) -> tuple[Document, Change] | None:
         if not fresh:
             return None
-        number = document.embedding_part_count
-        grown = replace(document, embedding_part_count=number + 1)
+        number = document.embedding_chunk_count
+        grown = replace(document, embedding_chunk_count=number + 1)
         if _are_enough(run.mirror.catalog, len(fresh)):
-            grown = replace(grown, used_embedding_part_count=number + 1)
-        return grown, Change(sets={run.keys.embedding(number): part})
+            grown = replace(grown, used_embedding_chunk_count=number + 1)
+        return grown, Change(sets={run.keys.embedding(number): chunk})
 
     async with run.lock:
-        await run.change_layout(append_part, encode)
+        await run.change_layout(append_chunk, encode)
     return len(fresh)
 
 
@@ -99,7 +98,7 @@ def _are_enough(catalog: Catalog, added_count: int) -> bool:
     return catalog.waiting_embedding_count + added_count >= catalog.unembedded_count - added_count
 
 
-async def unembedded_page(run: Run, start: int, limit: int) -> Page:
+async def unembedded_page(run: Run, start: int, limit: int) -> UnembeddedPage:
     """Up to so many prompts from an index on that have no embedding, in the order of the pool."""
     async with run.lock:
         await run.sync()
@@ -109,4 +108,4 @@ async def unembedded_page(run: Run, start: int, limit: int) -> Page:
             fields.append(catalog.fields[index])
             size += len(fields[-1])
             index = catalog.next_unembedded(index + 1)
-        return Page(fields, index, catalog.unembedded_count)
+        return UnembeddedPage(fields, index, catalog.unembedded_count)

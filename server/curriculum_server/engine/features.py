@@ -15,7 +15,7 @@ from curriculum.features import Features, design_matrix, extend
 from curriculum_api.errors import CorruptStateError
 from curriculum_api.v1 import operator_service_pb2
 from curriculum_server.engine.catalog import Catalog
-from curriculum_server.engine.embedding_part import EMBEDDING_DTYPE
+from curriculum_server.engine.embedding_chunk import EMBEDDING_DTYPE
 
 THREAD_PROMPTS = 64
 """Prompts above which a pool is worth a thread: so many take some 5 ms."""

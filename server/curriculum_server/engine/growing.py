@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from curriculum_api.errors import AlreadyExistsError, InvalidRequestError
 from curriculum_api.limits import MAX_DOMAINS
 from curriculum_server.engine.catalog import encode_chunk
-from curriculum_server.engine.embedding_part import EMBEDDING_DTYPE
+from curriculum_server.engine.embedding_chunk import EMBEDDING_DTYPE
 from curriculum_server.engine.run import Run
 from curriculum_server.store.commit import Change
 from curriculum_server.store.document import Document

@@ -265,16 +265,11 @@ def _covered(mirror: Mirror, windows: Sequence[Window]) -> tuple[int, int] | Non
 
 
 def _counts(mirror: Mirror, windows: Sequence[Window]) -> tuple[Counts, Counts]:
-    """Attempts and passes, (N,) each; of the reference policy all, whenever they were made."""
-    attempts, passes = (
-        sum(
-            (mirror.column(w.window, column) for w in windows if w.window),
-            mirror.reference(column) if windows and not windows[0].window else _none(mirror),
-        )
-        for column in (ATTEMPTS, PASSES)
-    )
-    return attempts, passes
+    """Attempts and passes, (N,) each."""
+    return _count(mirror, windows, ATTEMPTS), _count(mirror, windows, PASSES)
 
 
-def _none(mirror: Mirror) -> Counts:
-    return np.zeros(len(mirror.catalog), np.int64)
+def _count(mirror: Mirror, windows: Sequence[Window], name: str) -> Counts:
+    """Of the reference policy all there are, whenever they were made."""
+    parts = (mirror.column(w.window, name) if w.window else mirror.reference(name) for w in windows)
+    return sum(parts, np.zeros(len(mirror.catalog), np.int64))

@@ -1,32 +1,13 @@
-"""What is peculiar to probes: who gets which, and when a prompt needs no more of them."""
+"""What is peculiar to probers: who gets no work, and when a prompt needs no more of it."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curriculum import (
-    Band,
-    Belief,
-    Model,
-    Pool,
-    ProbeBudget,
-    Reason,
-    Selection,
-    bands_settled,
-    classify_bands,
-    select_probes,
-    select_references,
-    sentinels,
-)
+from curriculum import Band, Belief, Reason, bands_settled, classify_bands
 from curriculum_server.engine.reporting import BatchCache, ReportRequest
 from curriculum_server.engine.run import Run
-from curriculum_server.store.columns import ATTEMPTS
-
-if TYPE_CHECKING:  # it asks for the selection
-    from curriculum_server.engine.composing import BatchRequest
 
 
 def why_no_probes(run: Run, step: int) -> str:
@@ -49,20 +30,6 @@ def why_no_probes(run: Run, step: int) -> str:
     return ""
 
 
-def choose_probes(
-    run: Run, request: BatchRequest, pool: Pool, model: Model, rng: np.random.Generator
-) -> Selection:
-    """The request's prompts and their attempts."""
-    config = run.mirror.config
-    each = request.attempt_count or config.selection.group_size
-    rollouts = request.rollout_budget or request.prompt_count * each
-    budget = ProbeBudget(request.prompt_count, rollouts, request.attempt_count)
-    fixed_S = sentinels(pool.domain_N, len(pool.domains), config.seed)
-    if run.is_of_reference(request.policy_step):
-        return select_references(model, pool, budget, run.mirror.reference(ATTEMPTS), fixed_S)
-    return select_probes(model, pool, config.selection, budget, fixed_S, rng)
-
-
 async def settled_slots(run: Run, cache: BatchCache, request: ReportRequest) -> NDArray[np.int64]:
     """Of the slots that a report was about, those whose prompts need no more attempts.
 
@@ -75,11 +42,12 @@ async def settled_slots(run: Run, cache: BatchCache, request: ReportRequest) -> 
         slots_K = np.unique(request.attempts.slots_K)
         served = batch.state.record.slots[slots_K]
         belief = await _beliefs(run, served["index"].astype(np.int64), request.policy_step)
-        low, high = (getattr(run.mirror.config.selection, n) for n in ("edge_low", "edge_high"))
+        selection = run.mirror.config.selection
+    low, high = selection.edge_low, selection.edge_high
     band_K = classify_bands(belief, np.ones(len(slots_K), np.int64), low, high)
     is_over_K = served["reason"] == Reason.PROBE
     # That it is hopeless was known; the attempts are for the chance that it is not.
-    is_over_K |= (served["reason"] == Reason.LONG_SHOT) & (band_K != Band.BEYOND)
+    is_over_K |= (served["reason"] == Reason.PROBE_REACH) & (band_K != Band.BEYOND)
     settled_K: NDArray[np.int64] = slots_K[is_over_K & bands_settled(belief, low, high)]
     return settled_K
 

@@ -20,7 +20,7 @@ from curriculum_server.engine.counting import (
     Attempts,
     advance_batch,
     count_deltas,
-    is_of_reference,
+    leased_for_reference,
 )
 from curriculum_server.engine.run import Run
 from curriculum_server.store import batches
@@ -111,7 +111,8 @@ async def report_outcomes(run: Run, cache: BatchCache, request: ReportRequest) -
 async def _try_report(run: Run, batch: Batch, request: ReportRequest) -> ReportReply:
     """One go at counting; keeps up with how far the batch has come."""
     state, config = batch.state, run.mirror.config
-    step = _counting_step(run, request, state)
+    for_reference = _check_reference(request, state)
+    step = run.counting_step(request.policy_step, for_reference=for_reference)
     try:
         deltas = count_deltas(request.attempts, state.record, config)
     except InvalidRequestError:
@@ -164,16 +165,15 @@ async def _counted_before(run: Run, request: ReportRequest) -> ReportReply | Non
     return await load_report(run.redis, run.keys, request.timeline, request.request_id)
 
 
-def _counting_step(run: Run, request: ReportRequest, batch: OpenBatch) -> int:
-    """The step whose window takes the report's counts."""
-    if not is_of_reference(batch.record):
-        return request.policy_step
-    if request.policy_step:
+def _check_reference(request: ReportRequest, batch: OpenBatch) -> bool:
+    """Whether the batch was leased for the reference policy, whose step the report then names."""
+    for_reference = leased_for_reference(batch.record)
+    if for_reference and request.policy_step:
         raise InvalidRequestError(
             f"policy_step={request.policy_step}: must be 0: batch {batch.record.batch_id!r} was "
             "leased for the reference policy"
         )
-    return run.mirror.policy_step
+    return for_reference
 
 
 async def _opened_window(run: Run, timeline: int, step: int) -> Window | None:

@@ -33,7 +33,7 @@ from curriculum_server.store.load import (
     Header,
     catch_up,
     load_chunks,
-    load_embedding_parts,
+    load_embedding_chunks,
     load_header,
     load_open_batches,
     load_record,
@@ -45,8 +45,8 @@ from curriculum_server.store.windows import OPEN_WINDOWS, Window
 MAX_STEP_ADVANCE = 10_000
 """A step further ahead than this of the newest one is taken for a mistake (a time stamp, say)."""
 CHUNKS_PER_READ = 64
-PARTS_PER_READ = 8
-"""A part has 8 MB at most."""
+EMBEDDING_CHUNKS_PER_READ = 8
+"""One has 8 MB at most."""
 LAYOUT_TRIES = 20
 THREAD_POOL_SIZE = 200_000
 """Prompts from which a full pass is worth a thread: below, it takes about as long as the switch.
@@ -223,10 +223,10 @@ class Run:
         """Whether attempts at `step` are made by the reference policy, the run having gone on."""
         return step == 0 < self.mirror.policy_step
 
-    def counting_step(self, step: int, *, is_probe: bool) -> int:
+    def counting_step(self, step: int, *, for_reference: bool) -> int:
         """The step whose window takes what is counted of `step`: the reference policy's attempts
         are kept with those of the day."""
-        return self.mirror.policy_step if is_probe and self.is_of_reference(step) else step
+        return self.mirror.policy_step if for_reference else step
 
     def overtaken(self) -> OverloadedError:
         """What to raise when every try came too late for what others changed meanwhile."""
@@ -329,12 +329,12 @@ class Run:
         document = header.document
         if catalog.chunk_count < document.chunk_count:
             await self._read_chunks(catalog, document)
-        while (first := catalog.embedding_part_count) < document.embedding_part_count:
-            stop = min(document.embedding_part_count, first + PARTS_PER_READ)
-            for part in await load_embedding_parts(self.redis, self.keys, first, stop):
-                catalog.append_part(part)
+        while (first := catalog.embedding_chunk_count) < document.embedding_chunk_count:
+            stop = min(document.embedding_chunk_count, first + EMBEDDING_CHUNKS_PER_READ)
+            for chunk in await load_embedding_chunks(self.redis, self.keys, first, stop):
+                catalog.append_embedding_chunk(chunk)
                 await asyncio.sleep(0)
-        catalog.use_parts(document.used_embedding_part_count)
+        catalog.use_embedding_chunks(document.used_embedding_chunk_count)
 
     async def _read_chunks(self, catalog: Catalog, document: Document) -> None:
         while catalog.chunk_count < document.chunk_count:

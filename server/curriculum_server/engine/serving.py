@@ -69,7 +69,10 @@ async def _try_claim(
         known = await _known_batch(run, request)
         if known is not None:
             return known
-    window = await run.window_for(run.counting_step(request.policy_step, is_probe=request.probe))
+    for_reference = request.probe and run.is_of_reference(request.policy_step)
+    window = await run.window_for(
+        run.counting_step(request.policy_step, for_reference=for_reference)
+    )
     proposal = await composer.propose(run, request)
     if len(proposal.prompts) > MAX_PROMPTS_BYTES:
         raise InvalidRequestError(

@@ -13,7 +13,7 @@ from curriculum_api.v1 import batch_pb2, trainer_service_pb2
 from curriculum_server import convert, metrics, validate
 from curriculum_server.engine.composing import BatchRequest
 from curriculum_server.engine.engine import Engine
-from curriculum_server.engine.reporting import report_outcomes
+from curriculum_server.engine.reporting import ReportRequest, report_outcomes
 from curriculum_server.engine.serving import next_batch
 from curriculum_server.wire import length_delimited
 
@@ -42,14 +42,15 @@ async def lease(engine: Engine, run_id: str, wanted: BatchRequest) -> bytes:
     return length_delimited(_BATCH_FIELD, head.SerializeToString() + batch.prompts)
 
 
-async def count(engine: Engine, request: Any) -> batch_pb2.ReportReceipt:
-    """Count a ReportOutcomesRequest or a ReportProbesRequest."""
+async def count(engine: Engine, request: Any) -> tuple[ReportRequest, batch_pb2.ReportReceipt]:
+    """Count a ReportOutcomesRequest or a ReportProbesRequest: the report, and its receipt."""
     run_id = validate.run_id(request.run_id)
     validate.request_id(request.request_id)
     validate.text("batch_id", request.batch_id, MAX_REQUEST_ID_BYTES)
     validate.outcomes(request.outcomes)
     served = engine.served(run_id)
-    receipt = await report_outcomes(served.run, served.batches, convert.report_request(request))
+    report = convert.report_request(request)
+    receipt = await report_outcomes(served.run, served.batches, report)
     if receipt.duplicate:
         metrics.DUPLICATE_REPORTS.labels(run_id).inc()
     else:
@@ -58,4 +59,4 @@ async def count(engine: Engine, request: Any) -> batch_pb2.ReportReceipt:
         metrics.GROUPS.labels(run_id).inc(receipt.completed_group_count)
         metrics.MIXED_GROUPS.labels(run_id).inc(receipt.mixed_group_count)
     engine.warm(run_id)
-    return convert.receipt_message(receipt)
+    return report, convert.receipt_message(receipt)

@@ -7,11 +7,7 @@ import logging
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from curriculum_api.limits import (
-    MAX_BATCH_PROMPTS,
-    MAX_PAGE_SIZE,
-    MAX_REQUEST_ID_BYTES,
-)
+from curriculum_api.limits import MAX_BATCH_PROMPTS, MAX_REQUEST_ID_BYTES
 from curriculum_api.v1 import probe_service_pb2 as pb
 from curriculum_server import convert, validate
 from curriculum_server.engine.composing import BatchRequest
@@ -56,8 +52,8 @@ class ProbeService:
         )
 
     async def ReportProbes(self, request: pb.ReportProbesRequest) -> pb.ReportProbesResponse:
-        receipt = await batches.count(self._engine, request)
-        served, report = self._engine.served(request.run_id), convert.report_request(request)
+        report, receipt = await batches.count(self._engine, request)
+        served = self._engine.served(request.run_id)
         settled_K = await settled_slots(served.run, served.batches, report)
         return pb.ReportProbesResponse(receipt=receipt, settled_slots=settled_K.tolist())
 
@@ -65,7 +61,7 @@ class ProbeService:
         self, request: pb.ListUnembeddedPromptsRequest
     ) -> pb.ListUnembeddedPromptsResponse:
         run = self._engine.served(validate.run_id(request.run_id)).run
-        size = validate.count("page_size", request.page_size, 1, MAX_PAGE_SIZE)
+        size = validate.page_size(request.page_size)
         start = int(decode_token(request.page_token, INDEX) or 0)
         page = await unembedded_page(run, start, size)
         response = convert.unembedded_message(page)

@@ -40,7 +40,7 @@ class TrainerService:
         return await batches.lease(self._engine, validate.run_id(request.run_id), wanted)
 
     async def ReportOutcomes(self, request: pb.ReportOutcomesRequest) -> pb.ReportOutcomesResponse:
-        receipt = await batches.count(self._engine, request)
+        _, receipt = await batches.count(self._engine, request)
         return pb.ReportOutcomesResponse(receipt=receipt)
 
     async def ReleaseBatch(self, request: pb.ReleaseBatchRequest) -> pb.ReleaseBatchResponse:

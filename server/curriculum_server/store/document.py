@@ -41,8 +41,8 @@ class Document:
     timeline: int = 0
     prompt_count: int = 0
     chunk_count: int = 0
-    embedding_part_count: int = 0
-    used_embedding_part_count: int = 0
+    embedding_chunk_count: int = 0
+    used_embedding_chunk_count: int = 0
     """The first so many of them describe prompts; the others wait until they are enough."""
     windows: tuple[Window, ...] = (Window(0, 0, 0),)
     next_window: int = 1

@@ -68,7 +68,7 @@ class Known:
 
     kind: Kind
     number: int = -1
-    """Of a chunk of prompts, a part of embeddings, a window or a checkpoint's open batches."""
+    """Of a chunk of prompts, a chunk of embeddings, a window or a checkpoint's open batches."""
     column: str = ""
 
 

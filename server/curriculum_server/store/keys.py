@@ -46,9 +46,9 @@ class RunKeys:
         """The chunk's encoded prompts, each behind its length."""
         return f"{self.prefix}payload:{chunk}"
 
-    def embedding(self, part: int) -> str:
-        """Embeddings that came after their prompts, in one call: see `embedding_part.py`."""
-        return f"{self.prefix}embedding:{part}"
+    def embedding(self, chunk: int) -> str:
+        """Embeddings that came after their prompts, in one call: see `embedding_chunk.py`."""
+        return f"{self.prefix}embedding:{chunk}"
 
     def column(self, window: int, name: str) -> str:
         """Packed big-endian 32-bit cell per prompt: one quantity in one window."""

@@ -118,14 +118,14 @@ async def load_chunks(
     return list(zip(blobs[::2], blobs[1::2], strict=True))
 
 
-async def load_embedding_parts(
+async def load_embedding_chunks(
     redis: Redis, keys: RunKeys, first: int, stop: int
 ) -> list[bytes | None]:
-    """Each part of embeddings in [first, stop)."""
+    """Each chunk of embeddings in [first, stop)."""
     with store_errors():
         async with redis.pipeline(transaction=False) as pipe:
-            for part in range(first, stop):
-                pipe.get(keys.embedding(part))
+            for chunk in range(first, stop):
+                pipe.get(keys.embedding(chunk))
             return list(await pipe.execute())
 
 

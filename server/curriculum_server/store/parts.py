@@ -2,7 +2,7 @@
 
     run.json                       the document, the newest step and the windows' group counters
     prompts/<chunk>/catalog/<at>   prompts/<chunk>/payload/<at>
-    embeddings/<part>/<at>         embeddings that came after their prompts
+    embeddings/<chunk>/<at>        embeddings that came after their prompts
     windows/<window>/<column>/<at> a column, or the log of servings
     open/<number>/<at>             batches that were open at a checkpoint
 
@@ -112,8 +112,8 @@ def items(keys: RunKeys, document: Document) -> list[Item]:
         catalog, payload = keys.catalog(chunk), keys.payload(chunk)
         found.append(Item(((f"prompts/{chunk}/catalog", catalog),), required=True))
         found.append(Item(((f"prompts/{chunk}/payload", payload),), required=True))
-    for part in range(document.embedding_part_count):
-        found.append(Item(((f"embeddings/{part}", keys.embedding(part)),), required=True))
+    for chunk in range(document.embedding_chunk_count):
+        found.append(Item(((f"embeddings/{chunk}", keys.embedding(chunk)),), required=True))
     names, size = document.column_names, CELL_BYTES * document.prompt_count
     for window in document.windows:
         number = window.window

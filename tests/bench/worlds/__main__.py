@@ -29,10 +29,7 @@ from tests.bench.worlds.learner import World
 from tests.bench.worlds.race import Result, race, uniform_target
 
 ARMS: dict[str, Build | None] = {**PRODUCT, **PROBED, **PEERS, "oracle": None}
-SHOWN = (
-    *("edge", "edge_spare", "edge_greedy", "mopps_1", "mopps_0.5", "dapo", "speed", "dots", "pcl"),
-    "oracle",
-)
+SHOWN = ("edge", "edge_spare", "mopps_1", "mopps_0.5", "dapo", "speed", "dots", "pcl", "oracle")
 QUICK_WORLDS = ("bimodal", "no features", "features 60", "small pool", "noisy verifier")
 ALWAYS = ("edge", "uniform", "mopps_1")  # what the figures are ratios of
 QUICK_ARMS = ("edge", *PROBED, "uniform", "dapo", "mopps_0.5", "mopps_1", "oracle")

@@ -41,18 +41,10 @@ LANGUAGE = {"max_position_embeddings": 2048}
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A question, and what a verifier must know of it."""
-
-    text: str
-    payload_json: str
-
-
-@dataclass(frozen=True)
 class Work:
     """What each side does: so many attempts at each of these."""
 
-    prompts: Sequence[Prompt]
+    prompts: Sequence[prompt_pb2.Prompt]
     attempt_count: int
     row_count: int
     """Attempts that are sampled at a time."""
@@ -90,7 +82,7 @@ def save_model(folder: Path, sizes: dict[str, int]) -> Path:
     return tiny.save(tiny.constant_model(digits, **sizes, **heads, **LANGUAGE), folder)
 
 
-def questions(count: int, verifier: str) -> list[Prompt]:
+def questions(count: int, verifier: str) -> list[prompt_pb2.Prompt]:
     """Of 20 to 60 characters, which are the tokens of `save_model`'s: as prompts are, shorter than
     what is written, and some three times as long as others.
     """
@@ -99,7 +91,14 @@ def questions(count: int, verifier: str) -> list[Prompt]:
     for number in range(count):
         terms = [str(rng.randrange(1000)) for _ in range(rng.randrange(2, 9))]
         payload = {"verifier": verifier, "answer": str(number)}
-        made.append(Prompt(f"What is {' + '.join(terms)}?", json.dumps(payload)))
+        made.append(
+            prompt_pb2.Prompt(
+                prompt_id=f"p{number}",
+                domain="d",
+                text=f"What is {' + '.join(terms)}?",
+                payload_json=json.dumps(payload),
+            )
+        )
     return made
 
 
@@ -131,17 +130,8 @@ def add_run(address: str, work: Work) -> str:
         operator = OperatorServiceStub(channel)
         config = run_pb2.RunConfig(selection=run_pb2.SelectionConfig(group_size=work.attempt_count))
         operator.CreateRun(op.CreateRunRequest(run_id=run_id, config=config))
-        prompts = [
-            prompt_pb2.Prompt(
-                prompt_id=f"p{number}",
-                domain="d",
-                text=prompt.text,
-                payload_json=prompt.payload_json,
-            )
-            for number, prompt in enumerate(work.prompts)
-        ]
-        for first in range(0, len(prompts), MAX_ADD_PROMPTS):
-            some = prompts[first : first + MAX_ADD_PROMPTS]
+        for first in range(0, len(work.prompts), MAX_ADD_PROMPTS):
+            some = work.prompts[first : first + MAX_ADD_PROMPTS]
             operator.AddPrompts(op.AddPromptsRequest(run_id=run_id, prompts=some))
     return run_id
 
@@ -179,7 +169,7 @@ async def by_worker(engine: Engine, verifiers: VerifierPool, work: Work, address
         return await _timed(worker.run, counted)
 
 
-async def by_itself(engine: Engine, work: Work) -> Pace:
+async def by_engine(engine: Engine, work: Work) -> Pace:
     """All prompts given to the engine at once; what it writes is thrown away."""
     counted = Counted(engine)
 
@@ -190,7 +180,7 @@ async def by_itself(engine: Engine, work: Work) -> Pace:
     return await _timed(sample, counted)
 
 
-async def by_model(engine: Any, work: Work) -> Pace:
+async def by_generate(engine: Any, work: Work) -> Pace:
     """`generate` of the model that the engine `transformers` has, batch after batch, as text."""
     model, tokenizer = engine._model, engine._tokenizer
     at_a_time = max(1, work.row_count // work.attempt_count)

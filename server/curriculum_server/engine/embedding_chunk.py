@@ -18,7 +18,7 @@ EMBEDDING_DTYPE = np.dtype("<f2")
 _HEAD_DTYPE = np.dtype(">u4")
 
 
-def encode_part(embeddings: Mapping[int, bytes]) -> bytes:
+def encode_embedding_chunk(embeddings: Mapping[int, bytes]) -> bytes:
     """Of one length, by their prompts' indices; at least one."""
     indices = sorted(embeddings)
     length = len(embeddings[indices[0]]) // EMBEDDING_DTYPE.itemsize
@@ -26,22 +26,22 @@ def encode_part(embeddings: Mapping[int, bytes]) -> bytes:
     return head + b"".join([embeddings[index] for index in indices])
 
 
-def decode_part(part: bytes) -> tuple[int, dict[int, bytes]]:
-    """How long the embeddings are, and what `encode_part` was given.
+def decode_embedding_chunk(chunk: bytes) -> tuple[int, dict[int, bytes]]:
+    """How long the embeddings are, and what `encode_embedding_chunk` was given.
 
     Raises:
         ValueError: they are damaged.
     """
     head = _HEAD_DTYPE.itemsize
-    length = int.from_bytes(part[:head])
+    length = int.from_bytes(chunk[:head])
     size = length * EMBEDDING_DTYPE.itemsize
-    count, rest = divmod(len(part) - head, head + size)
+    count, rest = divmod(len(chunk) - head, head + size)
     if rest or count < 1 or not 1 <= length <= MAX_EMBEDDING_LENGTH:
-        raise ValueError(f"{len(part)} bytes of embeddings of {length} numbers")
-    indices = np.frombuffer(part, _HEAD_DTYPE, count, head).astype(np.int64)
+        raise ValueError(f"{len(chunk)} bytes of embeddings of {length} numbers")
+    indices = np.frombuffer(chunk, _HEAD_DTYPE, count, head).astype(np.int64)
     if (np.diff(indices) <= 0).any():
         raise ValueError("the prompts are not in order")
-    values = part[head + head * count :]
+    values = chunk[head + head * count :]
     if not np.isfinite(np.frombuffer(values, EMBEDDING_DTYPE)).all():
         raise ValueError("they must be finite")
     return length, {
