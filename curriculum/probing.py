@@ -37,12 +37,12 @@ def select_probes(
     pool: Pool,
     config: SelectionConfig,
     budget: ProbeBudget,
-    sentinels_S: Ints,
+    due_S: Ints,
     rng: np.random.Generator,
 ) -> Selection:
     """The free prompts whose attempts are worth most.
 
-    * Sentinels that have no group in the newest block yet, with `_SENTINEL_SHARE` of the budget.
+    * Sentinels that are due, with `_SENTINEL_SHARE` of the budget.
     * Of prompts beyond the edge, for `_REACH_SHARE`, random ones, with as many attempts as a first
       pass may take (`attempts_for_first_pass`).
     * With the rest, prompts that are uncertain and possibly at the edge, because they are new or
@@ -60,11 +60,11 @@ def select_probes(
         pool: with the leases of now.
         config: of the run.
         budget: with an `attempt_count`, also who gains nothing is taken.
-        sentinels_S: see `sentinels`.
+        due_S: sentinels that had no group's attempts in the window yet, see `sentinels`.
         rng: every draw comes from it.
     """
     draft = ProbeDraft(budget)
-    due_S = rng.permutation(_due(pool, sentinels_S, config.group_size))
+    due_S = rng.permutation(due_S[pool.free_N[due_S]])
     due_count = _whole(_SENTINEL_SHARE * budget.rollout_budget, config.group_size, rng)
     due_S = due_S[:due_count]
     draft.take(due_S, np.full(len(due_S), config.group_size), Reason.SENTINEL)
@@ -72,7 +72,8 @@ def select_probes(
     reach_K, attempts_K = seen.reach(_REACH_SHARE * budget.rollout_budget, rng)
     draft.take(seen.indices_C[reach_K], attempts_K, Reason.PROBE_REACH)
     seen = seen.take(np.delete(np.arange(len(seen.indices_C)), reach_K))
-    sizes, least, why = _SIZES, _LEAST_GAIN, "attempts at the others would tell next to nothing"
+    sizes = tuple(min(size, max(budget.rollout_budget, 1)) for size in _SIZES)
+    least, why = _LEAST_GAIN, "attempts at the others would tell next to nothing"
     if budget.attempt_count is not None:
         sizes, least, why = (budget.attempt_count,), 0.0, ""
     best_K, attempts_K = seen.by_gain(sizes, least, rng)
@@ -137,15 +138,6 @@ class _Candidates:
         variance_drop_C = belief.sd**2 * size / (total_C + size)
         gain_C: Floats = expected_gain(belief, bar, self.config.group_size, size)
         return gain_C + _CURIOSITY * variance_drop_C
-
-
-def _due(pool: Pool, sentinels_S: Ints, group_size: int) -> Ints:
-    """The free ones that were not sampled as often as a group in the newest block."""
-    due_S = pool.free_N[sentinels_S]
-    if pool.blocks:
-        due_S &= pool.blocks[-1].attempts_N[sentinels_S] < group_size
-    due: Ints = sentinels_S[due_S]
-    return due
 
 
 def _sample_free(pool: Pool, taken_K: Ints, rng: np.random.Generator) -> Ints:

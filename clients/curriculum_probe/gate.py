@@ -19,7 +19,7 @@ class Gate:
         self._inside_count = 0
         self._waiting: deque[tuple[asyncio.Future[bool], int]] = deque()
         self._waiting_count = 0
-        self._is_closed = False
+        self._closed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -30,11 +30,11 @@ class Gate:
 
     @property
     def is_closed(self) -> bool:
-        return self._is_closed
+        return self._closed.is_set()
 
     async def enter(self, attempt_count: int) -> bool:
         """Wait for room. False: the gate is closed, nothing may be sampled any more."""
-        if self._is_closed:
+        if self.is_closed:
             return False
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((future, attempt_count))
@@ -60,13 +60,17 @@ class Gate:
 
     def close(self) -> None:
         """Send away who waits and who comes."""
-        self._is_closed = True
+        self._closed.set()
         while self._waiting:
             future, _ = self._waiting.popleft()
             if not future.done():
                 future.set_result(False)
         self._waiting_count = 0
         self._changed()
+
+    async def closed(self) -> None:
+        """Wait until it is."""
+        await self._closed.wait()
 
     async def idle(self) -> None:
         """Wait until nothing is with the engine and nothing waits for it."""

@@ -37,7 +37,7 @@ class Renewals:
         self._changed.set()
 
     def drop(self, batch: batch_pb2.Batch) -> None:
-        del self._held[batch.batch_id]
+        self._held.pop(batch.batch_id, None)
 
     async def run(self) -> None:
         """Renew without end."""

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from curriculum_api.v1 import batch_pb2
 from curriculum_api.v1.prompt_pb2 import Prompt
@@ -50,12 +51,27 @@ class Round:
 
     async def prepare(self) -> None:
         """Find the prompts whose verifiers can be loaded: the others must cost no tokens."""
-        prompts = self._batch.prompts
-        found = await asyncio.gather(*[self._is_usable(served.prompt) for served in prompts])
+        prompts, gate = self._batch.prompts, self._tools.gate
+        looking = asyncio.gather(*[self._is_usable(served.prompt) for served in prompts])
+        closed = asyncio.create_task(gate.closed())
+        either: list[asyncio.Future[Any]] = [looking, closed]
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if gate.is_closed:
+                return  # nothing will be sampled
+            found = looking.result()
+        finally:
+            for future in either:
+                future.cancel()
+            await asyncio.gather(*either, return_exceptions=True)
         self._usable = [
             served for served, is_usable in zip(prompts, found, strict=True) if is_usable
         ]
         self._tools.progress.add(self._tally, skipped_count=len(prompts) - len(self._usable))
+
+    def drop_references(self) -> None:
+        """The weights are the reference policy's no more, and of others its prompts take none."""
+        self._usable = [s for s in self._usable if s.reason != batch_pb2.REASON_REFERENCE]
 
     async def run(self, policy_step: int) -> None:
         """See it through; every attempt is from this step's weights.

@@ -23,7 +23,8 @@ class Unusable:
         return self._until_s.get(prompt_id, -math.inf) > time.monotonic()
 
     def __len__(self) -> int:
-        return len(self._until_s)
+        now_s = time.monotonic()
+        return sum(until_s > now_s for until_s in self._until_s.values())
 
     def add(self, prompt_id: str, for_s: float = RETRY_S) -> None:
         self._until_s[prompt_id] = time.monotonic() + for_s

@@ -174,11 +174,15 @@ class Worker:
         if leased_count:
             self._because = f"none of {leased_count} leased prompts can be verified and sampled"
         self._rounds.add(round_)
-        self._renewals.hold(response.batch)
+        if leased_count:  # of an empty batch the server keeps nothing
+            self._renewals.hold(response.batch)
+        leased_step = self._weights.step
         try:
             await round_.prepare()
             if response.HasField("policy"):
-                await self._weights.follow(response.policy, self._drained)
+                await self._follow(response.policy)
+            if self._weights.step != leased_step:
+                round_.drop_references()
         except BaseException:
             await self._end(round_, round_.give_back())
             raise
@@ -232,13 +236,22 @@ class Worker:
         check_run(run)
         self._group_size = run.config.selection.group_size
         if run.HasField("policy"):
-            await self._weights.follow(run.policy, self._drained)
+            await self._follow(run.policy)
         elif self._weights.step is None:
             raise StateError(f"run_id={run.run_id!r}: has no published policy; {NAME_THE_STEP}")
 
-    async def _drained(self) -> bool:
+    async def _follow(self, policy: run_pb2.Policy) -> None:
+        before = self._weights.step
+        await self._weights.follow(policy, self._drained)
+        if self._weights.step != before:  # at an endpoint nothing was waited for
+            self._finish_waves()
+
+    def _finish_waves(self) -> None:
         for round_ in self._rounds:
             round_.finish_wave()
+
+    async def _drained(self) -> bool:
+        self._finish_waves()
         await self._gate.idle()
         return not self._gate.is_closed
 

@@ -64,7 +64,7 @@ def test_budget_and_places_are_kept(make_pool):
     assert len(few.indices_B) == 7
     assert not tight.shortfall
     assert not few.shortfall
-    assert len(probes(pool, ProbeBudget(10, 3)).indices_B) == 0
+    assert probes(pool, ProbeBudget(10, 3)).attempt_counts_B.tolist() == [3]
     everyone = probes(make_pool(5), ProbeBudget(10, 1000))
     assert sorted(everyone.indices_B.tolist()) == [0, 1, 2, 3, 4]
     assert everyone.shortfall == "5 of 10: the pool holds no more prompts"
@@ -89,20 +89,16 @@ def test_with_a_fixed_number_everybody_gets_it_settled_or_not(make_pool):
     assert set(batch.attempt_counts_B) == {3}
 
 
-def test_sentinels_come_until_they_have_a_group_in_the_newest_block(make_pool):
-    counts = np.zeros(400)
-    counts[:8] = 8.0
-    newest = Block(100.0, counts, counts)
-    pool = make_pool(400, blocks=(Block(50.0, 0 * counts, 0 * counts), newest))
-    fixed = np.arange(16)
+def test_sentinels_that_are_due_have_a_tenth_of_the_budget(make_pool):
+    pool = make_pool(400, free_N=np.arange(400) != 15)
     seen = set()
     for seed in range(40):
-        batch = probes(pool, ProbeBudget(400, 320), fixed, seed=seed)
+        batch = probes(pool, ProbeBudget(400, 320), np.arange(16), seed=seed)
         indices, attempts = by_reason(batch, Reason.SENTINEL)
-        assert len(indices) in (4, 5)  # a tenth of the budget, in groups of 8
+        assert len(indices) in (4, 5)  # in groups of 8
         assert set(attempts) == {8}
         seen |= set(indices.tolist())
-    assert seen == set(range(8, 16))
+    assert seen == set(range(15))
 
 
 def test_long_shots_are_taken_at_prompts_beyond_the_edge_alone(make_pool):

@@ -239,8 +239,9 @@ class Model:
                 slot.objectives.add(attempt.objective())
             if slot.attempts == slot.allotted:
                 slot.is_closed = True
-                completed += 1
-                mixed += slot.is_mixed(has_objective=self.has_objective)
+                completed += not batch.is_probe
+                is_mixed = slot.is_mixed(has_objective=self.has_objective)
+                mixed += is_mixed and not batch.is_probe
         self.counts.groups += completed
         self.counts.mixed += mixed
         self.policy_step = max(self.policy_step, step)

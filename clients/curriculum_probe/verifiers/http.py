@@ -118,7 +118,10 @@ async def _posted(url: SplitResult, body: bytes) -> bytes:
     try:
         writer.write(_head(url, len(body)) + body)
         await writer.drain()
-        head = await reader.readuntil(b"\r\n\r\n")
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.LimitOverrunError:
+            raise ScoreError(_TOO_LONG) from None
         length = _LENGTH.search(head)
         if length is None:
             return head + await _until_the_end(reader)

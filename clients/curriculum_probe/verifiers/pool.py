@@ -76,6 +76,8 @@ class VerifierPool:
         self._registry = Registry(defaults or {})
         self._servers = RewardServers(timeout_s)
         self._processes = [VerifierProcess(memory_bytes) for _ in range(process_count)]
+        # Chunks wait for this first, so that whoever prepares has few before it.
+        self._verifying = asyncio.Semaphore(process_count)
         # The one used last comes first: no more are started than are needed.
         self._idle = asyncio.LifoQueue[VerifierProcess]()
         for process in reversed(self._processes):
@@ -132,7 +134,7 @@ class VerifierPool:
 
     async def _verify_chunk(self, task: Task, completions: list[str]) -> list[Verdict]:
         verdicts: list[Verdict] = []
-        async with self._process() as process:
+        async with self._verifying, self._process() as process:
             while rest := completions[len(verdicts) :]:
                 try:
                     await process.begin(task, rest, self._timeout_s)

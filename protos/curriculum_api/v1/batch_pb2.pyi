@@ -261,7 +261,7 @@ class ReportReceipt(google.protobuf.message.Message):
     pass_count: builtins.int
     """Passes among them."""
     completed_group_count: builtins.int
-    """Groups that this report completed."""
+    """Groups that this report completed; probes complete none."""
     mixed_group_count: builtins.int
     """Completed groups that have both a pass and a fail; in a run with an objective, those whose
     attempts are not all equal in it, to the ledger's resolution of 1/16384. Where rewards are

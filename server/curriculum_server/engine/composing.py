@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,8 @@ from curriculum import (
     sentinels,
 )
 from curriculum_server.engine.encoding import encode_prompts
-from curriculum_server.engine.run import Run
+from curriculum_server.engine.run import THREAD_POOL_SIZE, Run
+from curriculum_server.engine.threads import in_thread
 from curriculum_server.store.batches import SLOT_DTYPE, BatchRecord
 from curriculum_server.store.columns import ATTEMPTS
 
@@ -111,7 +113,7 @@ class Composer:
         return await _compose(run, request)
 
     def note_report(self) -> None:
-        """Say that a report came: a trainer is likely to ask for its next batch."""
+        """Say that a trainer's report came: it is likely to ask for its next batch."""
         self._asked = False
         self.report_count += 1
 
@@ -149,7 +151,8 @@ async def _compose(run: Run, request: BatchRequest) -> Proposal:
     pool, model = await run.pool(request.policy_step)
     rng = generator(config.seed, request.request_id)
     if request.probe:
-        selection = _select_probes(run, request, pool, model, rng)
+        choose = partial(_select_probes, run, request, pool, model, rng)
+        selection = await in_thread(choose) if len(pool) > THREAD_POOL_SIZE else choose()
     else:
         selection = compose_batch(
             model,
@@ -174,7 +177,10 @@ def _select_probes(
     fixed_S = sentinels(pool.domain_N, len(pool.domains), config.seed)
     if run.is_of_reference(request.policy_step):
         return select_references(model, pool, budget, run.mirror.reference(ATTEMPTS), fixed_S)
-    return select_probes(model, pool, config.selection, budget, fixed_S, rng)
+    window = run.mirror.document.window_for(request.policy_step)  # it was opened for the lease
+    sampled_S = run.mirror.column(window.window, ATTEMPTS)[fixed_S] if window else 0 * fixed_S
+    due_S = fixed_S[sampled_S < config.selection.group_size]
+    return select_probes(model, pool, config.selection, budget, due_S, rng)
 
 
 def _fetched_ahead(run: Run, request: BatchRequest) -> BatchRecord | None:

@@ -100,7 +100,9 @@ def advance_batch(batch: OpenBatch, deltas: Deltas) -> Advance | None:
         mixed_K = low_K == batches.MIXED
     after_B = batch.progress_B.copy()
     after_B[slot_K] = attempts_K << 16 | low_K | np.where(full_K, batches.CLOSED, 0)
-    return Advance(after_B, deltas.index_B[full_K], int((full_K & mixed_K).sum()))
+    group_K = full_K & ~np.isin(batch.record.slots["reason"][slot_K], PROBE_REASONS)
+    counts = int(group_K.sum()), int((group_K & mixed_K).sum())
+    return Advance(after_B, deltas.index_B[full_K], *counts)
 
 
 def _amounts(

@@ -133,10 +133,11 @@ class Engine:
         except NotFoundError:
             pass
 
-    def warm(self, run_id: str) -> None:
+    def warm(self, run_id: str, *, by_trainer: bool) -> None:
         """Fold in what was just reported before somebody waits for it."""
         served = self.served(run_id)
-        served.composer.note_report()
+        if by_trainer:  # which is going to ask for its next batch
+            served.composer.note_report()
         self._refresh(served)
 
     def _refresh(self, served: Served) -> None:

@@ -137,6 +137,7 @@ class Mirror:
         fitted, self._next = self._next, None
         is_of_these = fitted is not None and fitted[0] == self.windows and before[1] == self.config
         self._model = fitted[1] if fitted is not None and is_of_these else None
+        self._remember()
 
     def apply(self, event: Mapping[bytes, bytes]) -> bool:
         """Fold one event in; False when it is a change of layout, which must be read. The caller
@@ -203,8 +204,12 @@ class Mirror:
         policy step."""
         if self._model is None:
             self._model = pool.fit()
-            self._latest = replace(self._model, settled=None)
+            self._remember()
         return self._model
+
+    def _remember(self) -> None:
+        if self._model is not None:
+            self._latest = replace(self._model, settled=None)
 
     @property
     def latest_model(self) -> Model | None:

@@ -18,6 +18,15 @@ def why_no_probes(run: Run, step: int) -> str:
     published = document.policy_step
     newest = run.mirror.policy_step if published is None else published
     whose = "the run" if published is None else "the newest published policy"
+    reached = max(newest, run.mirror.policy_step)
+    # The trainer would open one more window; a later one would take all its counts of the steps
+    # between.
+    next_end = document.windows[-1].last_step + config.window_steps
+    if document.resumed is not None and step > max(reached, next_end):
+        return (
+            f"policy_step={step}: is ahead of the run, which was rolled back to step "
+            f"{document.resumed.policy_step} and is at step {reached}"
+        )
     lag, most = newest - step, config.max_policy_lag
     if most is not None and lag > most:
         return (
@@ -36,9 +45,12 @@ async def settled_slots(run: Run, cache: BatchCache, request: ReportRequest) -> 
     Never sentinels' or the reference policy's: all of these get as many attempts, or who passes
     late would count for less.
     """
+    create_ms = run.mirror.document.create_ms
+    batch = await cache.get(run, request.timeline, request.batch_id)  # which may take the lock
     async with run.lock:
         await run.sync()
-        batch = await cache.get(run, request.timeline, request.batch_id)
+        if run.mirror.document.create_ms != create_ms:
+            return np.zeros(0, np.int64)  # it is another run by now
         slots_K = np.unique(request.attempts.slots_K)
         served = batch.state.record.slots[slots_K]
         belief = await _beliefs(run, served["index"].astype(np.int64), request.policy_step)

@@ -181,7 +181,7 @@ async def _opened_window(run: Run, timeline: int, step: int) -> Window | None:
     that name may have come while this waited; the layout is then the new one, and this None."""
     created_ms = run.mirror.document.create_ms
     async with run.lock:
-        window = await run.window_for(step)
+        window = await run.window_for(step, timeline)
         run.check_timeline(timeline)
         return window if run.mirror.document.create_ms == created_ms else None
 

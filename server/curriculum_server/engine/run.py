@@ -184,16 +184,18 @@ class Run:
         low, high = self._step_range()
         return self.mirror.document.window_for(step) if low <= step <= high else None
 
-    async def window_for(self, step: int) -> Window:
+    async def window_for(self, step: int, timeline: int | None = None) -> Window:
         """The window that takes counts of `step`, opened if need be. The caller holds the lock.
 
         Raises:
             InvalidRequestError: a step that cannot be meant.
+            ConflictError: a rollback has ended the caller's timeline.
         """
         self.check_step(step)
         window_steps = self.mirror.config.window_steps
 
         def add_window(document: Document) -> tuple[Document, Change] | None:
+            self.check_timeline(timeline)  # a rollback may have come since
             if document.window_for(step) is not None:
                 return None
             return document.with_window_for(step, window_steps), Change()

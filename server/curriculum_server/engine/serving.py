@@ -46,9 +46,10 @@ async def next_batch(run: Run, composer: Composer, request: BatchRequest) -> Ser
             # Mostly the mirror is up to date and one trip is enough; the store tells if not.
             if attempt or run.is_behind:
                 await run.sync()
-            why = why_no_probes(run, request.policy_step) if request.probe else ""
-            if why:
-                return await _without_probes(run, request, why)
+            if request.probe and why_no_probes(run, request.policy_step):
+                batch = await _without_probes(run, request)
+                if batch is not None:
+                    return batch
             batch = await _try_claim(run, composer, request, fresh=attempt < FRESH_TRIES)
             if batch is not None:
                 return batch
@@ -70,9 +71,8 @@ async def _try_claim(
         if known is not None:
             return known
     for_reference = request.probe and run.is_of_reference(request.policy_step)
-    window = await run.window_for(
-        run.counting_step(request.policy_step, for_reference=for_reference)
-    )
+    step = run.counting_step(request.policy_step, for_reference=for_reference)
+    window = await run.window_for(step, request.timeline)
     proposal = await composer.propose(run, request)
     if len(proposal.prompts) > MAX_PROMPTS_BYTES:
         raise InvalidRequestError(
@@ -109,16 +109,16 @@ async def _try_claim(
     return None
 
 
-async def _without_probes(run: Run, request: BatchRequest, why: str) -> ServedBatch:
-    """The batch that the request got before, or an empty one. It leases nothing, so nothing is kept
-    of it."""
-    known = await _known_batch(run, request)
-    if known is not None:
+async def _without_probes(run: Run, request: BatchRequest) -> ServedBatch | None:
+    """The batch that the request got before, or an empty one, of which nothing is kept; None if
+    there is work after all."""
+    known = await _known_batch(run, request)  # which reads what is new
+    why = why_no_probes(run, request.policy_step)
+    if known is not None or not why:
         return known
-    none = np.zeros(0, SLOT_DTYPE)
-    step, timeline = request.policy_step, run.mirror.document.timeline
+    none, timeline = np.zeros(0, SLOT_DTYPE), run.mirror.document.timeline
     content = (request.digest(), none, why, run.now_s())
-    record = BatchRecord(request.request_id, timeline, step, *content)
+    record = BatchRecord(request.request_id, timeline, request.policy_step, *content)
     return ServedBatch(record, b"", is_new=False)
 
 

@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from curriculum import Reason
 from curriculum_api.limits import MAX_REQUEST_ID_BYTES
 from curriculum_api.v1 import batch_pb2, trainer_service_pb2
+from curriculum_api.v1.trainer_service_pb2 import ReportOutcomesRequest
 from curriculum_server import convert, metrics, validate
 from curriculum_server.engine.composing import BatchRequest
 from curriculum_server.engine.engine import Engine
@@ -58,5 +59,5 @@ async def count(engine: Engine, request: Any) -> tuple[ReportRequest, batch_pb2.
         metrics.PASSES.labels(run_id).inc(receipt.pass_count)
         metrics.GROUPS.labels(run_id).inc(receipt.completed_group_count)
         metrics.MIXED_GROUPS.labels(run_id).inc(receipt.mixed_group_count)
-    engine.warm(run_id)
+    engine.warm(run_id, by_trainer=isinstance(request, ReportOutcomesRequest))
     return report, convert.receipt_message(receipt)

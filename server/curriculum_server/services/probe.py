@@ -7,6 +7,7 @@ import logging
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from curriculum_api.errors import CurriculumError
 from curriculum_api.limits import MAX_BATCH_PROMPTS, MAX_REQUEST_ID_BYTES
 from curriculum_api.v1 import probe_service_pb2 as pb
 from curriculum_server import convert, validate
@@ -54,8 +55,12 @@ class ProbeService:
     async def ReportProbes(self, request: pb.ReportProbesRequest) -> pb.ReportProbesResponse:
         report, receipt = await batches.count(self._engine, request)
         served = self._engine.served(request.run_id)
-        settled_K = await settled_slots(served.run, served.batches, report)
-        return pb.ReportProbesResponse(receipt=receipt, settled_slots=settled_K.tolist())
+        answer = pb.ReportProbesResponse(receipt=receipt)
+        try:
+            answer.settled_slots.extend(await settled_slots(served.run, served.batches, report))
+        except CurriculumError as error:  # what was counted is acknowledged all the same
+            logger.warning("settled prompts unknown run=%s because=%s", request.run_id, error)
+        return answer
 
     async def ListUnembeddedPrompts(
         self, request: pb.ListUnembeddedPromptsRequest

@@ -93,6 +93,8 @@ class Advance:
     after_B: Progress
     completed_index_K: Indices
     """Prompts of the slots that the report completes."""
+    group_count: int
+    """How many of them are a trainer's groups."""
     mixed_group_count: int
 
 
@@ -152,7 +154,7 @@ async def report(
     ttl_s: int,
 ) -> ReportReply:
     """Count a report once, if the batch has come no further: all of it or nothing."""
-    record, groups = batch.record, len(advance.completed_index_K)
+    record, groups = batch.record, advance.group_count
     receipt = Receipt(
         int(deltas.attempts_B.sum()), int(deltas.passes_B.sum()), groups, advance.mixed_group_count
     )

@@ -32,7 +32,9 @@ class Probed(Edge):
         if self.model is None or self._left < size:
             return groups
         budget = ProbeBudget(int(self._left), int(self._left))
-        chosen = select_probes(self.model, pool, self.config, budget, self._sentinels_S, self.rng)
+        fixed_S = self._sentinels_S
+        due_S = fixed_S[pool.blocks[-1].attempts_N[fixed_S] < size]
+        chosen = select_probes(self.model, pool, self.config, budget, due_S, self.rng)
         probes = rollouts.sample(
             chosen.indices_B,
             chosen.attempt_counts_B,
