@@ -34,11 +34,17 @@ class ProbeBudget:
 
 
 class ProbeDraft:
-    """A batch of probes while it is put together."""
+    """A batch of probes while it is put together.
 
-    def __init__(self, budget: ProbeBudget) -> None:
-        self._budget = budget
-        self._places, self._rollouts = budget.prompt_count, budget.rollout_budget
+    Args:
+        budget: what may be spent.
+        spare_count: prompts that training can do without.
+    """
+
+    def __init__(self, budget: ProbeBudget, spare_count: int) -> None:
+        self._budget, self._spare_count = budget, max(spare_count, 0)
+        self._places = min(budget.prompt_count, self._spare_count)
+        self._rollouts = budget.rollout_budget
         self._parts: list[tuple[Ints, Ints, Reason]] = []
         self._ran_dry = False
 
@@ -46,25 +52,28 @@ class ProbeDraft:
         """As many as there is room for, the first ones."""
         if self._budget.attempt_count is not None:
             attempts_K = np.full(len(indices_K), self._budget.attempt_count)
-        spent_K = np.cumsum(attempts_K)
-        count = min(int(np.searchsorted(spent_K, self._rollouts, "right")), self._places)
+        within = np.searchsorted(np.cumsum(attempts_K), self._rollouts, "right")
+        count = min(int(within), self._places)
         self._parts.append((indices_K[:count], attempts_K[:count], reason))
         self._places -= count
         self._rollouts -= int(attempts_K[:count].sum())
-        self._ran_dry = count == len(indices_K) and self._places > 0
+        self._ran_dry = count == len(indices_K)
 
     def finish(self, model: Model, pool: Pool, why: str) -> Selection:
-        """The batch; `why` the pool has no more, which is said if the last part took all it had."""
-        places = self._places if self._ran_dry else 0
+        """The batch; `why` the pool has no more, which is said if none was left to be taken."""
         indices_B, attempts_B = (
             np.concatenate([part[column] for part in self._parts]).astype(np.int64)
             for column in (0, 1)
         )
+        served = len(indices_B)
+        if served == self._spare_count:
+            self._ran_dry, why = True, "half of the pool is left to training"
         reasons = [np.full(len(part[0]), part[2], np.uint8) for part in self._parts]
+        missing = self._budget.prompt_count - served if self._ran_dry else 0
         return Selection.of(
             pool.beliefs(model, indices_B),
             indices_B,
             attempt_counts_B=attempts_B,
             reasons_B=np.concatenate(reasons),
-            shortfall=pool.shortfall(len(indices_B), places, why),
+            shortfall=pool.shortfall(served, missing, why),
         )

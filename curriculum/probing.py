@@ -28,8 +28,9 @@ _SIZES: tuple[int, ...] = (4, 8)
 _BAR_QUANTILE = 0.85
 _FIRST_LOOK = 2.0
 _CURIOSITY = 0.1
-_LEAST_GAIN = 3e-4
-"""Below, a prompt is left alone: one that passed half of 8 attempts of today, for example."""
+_LEAST_GAIN = 1e-3
+"""Below, a prompt is left alone: mostly one that failed 16 times, or passed half of 8. A third of
+this saves small pools 3% more rollouts, others nothing, and there is hardly ever an end of it."""
 
 
 def select_probes(
@@ -43,12 +44,14 @@ def select_probes(
     """The free prompts whose attempts are worth most.
 
     * Sentinels that are due, with `_SENTINEL_SHARE` of the budget.
-    * Of prompts beyond the edge, for `_REACH_SHARE`, random ones, with as many attempts as a first
-      pass may take (`attempts_for_first_pass`).
-    * With the rest, prompts that are uncertain and possibly at the edge, because they are new or
+    * Prompts that are uncertain and possibly at the edge, because they are new or
       because the policy has moved since they were sampled: by ``h max_n gain(n) / n`` with n in
       `_SIZES`, h = `_FIRST_LOOK` for those never sampled and 1 for others, while it is at least
       `_LEAST_GAIN`.
+    * Beside these, with `_REACH_SHARE` of their attempts, random prompts beyond the edge, with as
+      many attempts as a first pass may take (`attempts_for_first_pass`).
+
+    Half of the pool is left to training, unless an `attempt_count` is given.
 
     Under Beta(a, b) with variance v, ``gain(n) = KG(n; bar) + c v n / (a + b + n)``: for trainers
     the knowledge gradient of `Worth`, whose bar is the chance of a mixed group at the
@@ -63,21 +66,23 @@ def select_probes(
         due_S: sentinels that had no group's attempts in the window yet, see `sentinels`.
         rng: every draw comes from it.
     """
-    draft = ProbeDraft(budget)
+    sizes = tuple(min(size, max(budget.rollout_budget, 1)) for size in _SIZES)
+    least = _LEAST_GAIN
+    why = "attempts at the others would tell next to nothing"
+    spare = int(np.count_nonzero(pool.free_N)) - len(pool) // 2
+    if budget.attempt_count is not None:
+        sizes, least, why, spare = (budget.attempt_count,), 0.0, "", len(pool)
+    draft = ProbeDraft(budget, spare)
     due_S = rng.permutation(due_S[pool.free_N[due_S]])
-    due_count = _whole(_SENTINEL_SHARE * budget.rollout_budget, config.group_size, rng)
-    due_S = due_S[:due_count]
+    due_S = due_S[: _whole(_SENTINEL_SHARE * budget.rollout_budget, config.group_size, rng)]
     draft.take(due_S, np.full(len(due_S), config.group_size), Reason.SENTINEL)
     seen = _Candidates.of(model, pool, _sample_free(pool, due_S, rng), config)
-    reach_K, attempts_K = seen.reach(_REACH_SHARE * budget.rollout_budget, rng)
-    draft.take(seen.indices_C[reach_K], attempts_K, Reason.PROBE_REACH)
-    seen = seen.take(np.delete(np.arange(len(seen.indices_C)), reach_K))
-    sizes = tuple(min(size, max(budget.rollout_budget, 1)) for size in _SIZES)
-    least, why = _LEAST_GAIN, "attempts at the others would tell next to nothing"
-    if budget.attempt_count is not None:
-        sizes, least, why = (budget.attempt_count,), 0.0, ""
     best_K, attempts_K = seen.by_gain(sizes, least, rng)
-    draft.take(seen.indices_C[best_K], attempts_K, Reason.PROBE)
+    beside = min(int(attempts_K.sum()), budget.rollout_budget)
+    reach_K, reach_attempts_K = seen.reach(_REACH_SHARE * beside, rng)
+    draft.take(seen.indices_C[reach_K], reach_attempts_K, Reason.PROBE_REACH)
+    is_left_K = ~np.isin(best_K, reach_K)
+    draft.take(seen.indices_C[best_K[is_left_K]], attempts_K[is_left_K], Reason.PROBE)
     return draft.finish(model, pool, why)
 
 

@@ -35,7 +35,7 @@ def select_references(
         pool.free_N & (lacking_N > 0) & (is_sentinel_N | (pool.attempts_N > 0))
     )
     wanted_K = wanted_K[np.lexsort((-pool.attempts_N[wanted_K], ~is_sentinel_N[wanted_K]))]
-    draft = ProbeDraft(budget)
+    draft = ProbeDraft(budget, len(pool))
     draft.take(wanted_K, lacking_N[wanted_K], Reason.REFERENCE)
     why = f"the others that are sampled have {REFERENCE_ATTEMPTS} attempts of the reference policy"
     return draft.finish(model, pool, why)

@@ -88,18 +88,24 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     prompts, attempts = _whole(1, limits.MAX_BATCH_PROMPTS), _whole(1, limits.MAX_GROUP_SIZE)
     help_text = (
-        "leased at a time, with the run's group size of attempts each, or more with fewer; "
-        "%(default)s"
+        "a lease is for so many groups' attempts, or for more prompts with fewer each, and several "
+        "are held; %(default)s"
     )
     add("--prompts", type=prompts, default=32, help=help_text)
     help_text = "at each prompt, whatever they tell; else as many as they are worth"
     add("--attempts", type=attempts, help=help_text)
     help_text = (
-        "of the weights that are sampled, which then stay; 0, when training has gone on, is the "
-        "reference policy, for the boundary; else the newest published policy is loaded, or "
-        "believed to be at the endpoint"
+        "of the weights that are sampled, which then stay; else those of the newest published "
+        "policy are loaded, or believed to be at the endpoint"
     )
-    add("--policy-step", type=_whole(0, limits.MAX_POLICY_STEP), help=help_text)
+    weights = group.add_mutually_exclusive_group()
+    step = _whole(0, limits.MAX_POLICY_STEP)
+    weights.add_argument("--policy-step", type=step, help=help_text)
+    help_text = (
+        "the weights are the reference policy's, that training began from: make the attempts that "
+        "`curriculum boundary` compares with, and leave when they are made"
+    )
+    weights.add_argument("--reference", action="store_true", help=help_text)
     help_text = (
         "first embed the prompts that have no embedding yet, with the weights of --model, and tell "
         "the server, which guesses the pass rates of unknown prompts from them; several workers "

@@ -75,7 +75,8 @@ async def _work(
         run_id=options.run,
         prompt_count=options.prompts,
         attempt_count=options.attempts,
-        policy_step=options.policy_step,
+        policy_step=0 if options.reference else options.policy_step,
+        is_reference=options.reference,
         round_count=options.rounds,
         drain_s=options.drain,
     )

@@ -10,7 +10,7 @@ TOKENS = Counter("curriculum_probe_tokens_total", "Tokens sampled, where the eng
 ATTEMPTS = Counter("curriculum_probe_attempts_total", "Attempts that the server counted")
 PASSES = Counter("curriculum_probe_passes_total", "Passes that the server counted")
 SETTLED = Counter(
-    "curriculum_probe_settled_bands_total", "Prompts of which a report made sure in which band"
+    "curriculum_probe_settled_bands_total", "Times that a report made sure of a prompt's band"
 )
 SKIPPED = Counter(
     "curriculum_probe_skipped_prompts_total", "Prompts that cannot be verified or sampled"

@@ -29,7 +29,7 @@ class Tally:
     """Attempts that the server counted."""
     pass_count: int = 0
     settled_count: int = 0
-    """Prompts of which the server wants no more attempts: it is sure of their band."""
+    """Prompts of rounds of which the server was sure then in which band they are."""
     skipped_count: int = 0
     """Prompts that cannot be verified or sampled."""
     verifier_error_count: int = 0

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -68,10 +69,6 @@ class Round:
             served for served, is_usable in zip(prompts, found, strict=True) if is_usable
         ]
         self._tools.progress.add(self._tally, skipped_count=len(prompts) - len(self._usable))
-
-    def drop_references(self) -> None:
-        """The weights are the reference policy's no more, and of others its prompts take none."""
-        self._usable = [s for s in self._usable if s.reason != batch_pb2.REASON_REFERENCE]
 
     async def run(self, policy_step: int) -> None:
         """See it through; every attempt is from this step's weights.
@@ -189,7 +186,7 @@ class Round:
             logger.warning("prompts refused count=%d because=%s", count, first)
         logger.info(
             "round probed run=%s policy_step=%d prompts=%d attempts=%d passes=%d skipped=%d "
-            "verifier_errors=%d settled=%d tokens=%s s=%.1f%s",
+            "verifier_errors=%d settled=%d tokens=%s s=%.1f for=%s%s",
             self._tools.run_id,
             policy_step,
             tally.prompt_count,
@@ -200,6 +197,7 @@ class Round:
             tally.settled_count,
             tally.token_count or "unknown",
             time.monotonic() - self._started_s,
+            _reasons(self._batch.prompts),
             f" because={because}" if because else "",
         )
 
@@ -212,3 +210,10 @@ async def _all(tasks: Sequence[asyncio.Task[None]]) -> None:
     for task in done:
         if not task.cancelled():
             task.result()
+
+
+def _reasons(prompts: Sequence[batch_pb2.ServedPrompt]) -> str:
+    """What the prompts were leased for, the most frequent first."""
+    counts = Counter(batch_pb2.Reason.Name(served.reason) for served in prompts)
+    named = ((name.removeprefix("REASON_").lower(), n) for name, n in counts.most_common())
+    return ",".join(f"{name}:{count}" for name, count in named)

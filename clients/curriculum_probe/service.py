@@ -60,6 +60,7 @@ class Service:
         policy_step: int,
         attempt_count: int | None = None,
         rollout_budget: int | None = None,
+        is_reference: bool = False,
     ) -> probe_pb.LeaseProbesResponse:
         request = probe_pb.LeaseProbesRequest(
             run_id=self._run_id,
@@ -68,6 +69,7 @@ class Service:
             policy_step=policy_step,
             attempt_count=attempt_count,
             rollout_budget=rollout_budget,
+            is_reference=is_reference,
         )
         response: probe_pb.LeaseProbesResponse = self._patiently(self._probe.LeaseProbes, request)
         return response

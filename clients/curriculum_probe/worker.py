@@ -60,6 +60,8 @@ class Plan:
     prompt_count: int
     attempt_count: int | None = None
     policy_step: int | None = None
+    is_reference: bool = False
+    """Whether the reference policy is sampled; until all is done that it is wanted for."""
     round_count: int | None = None
     drain_s: float = 30.0
 
@@ -155,6 +157,8 @@ class Worker:
                 continue
             if not has_begun:
                 logger.info("nothing to probe because=%s", self._because)
+            if not has_begun and self._plan.is_reference:
+                return
             number += 1
             if number == self._plan.round_count:
                 return
@@ -176,13 +180,10 @@ class Worker:
         self._rounds.add(round_)
         if leased_count:  # of an empty batch the server keeps nothing
             self._renewals.hold(response.batch)
-        leased_step = self._weights.step
         try:
             await round_.prepare()
             if response.HasField("policy"):
                 await self._follow(response.policy)
-            if self._weights.step != leased_step:
-                round_.drop_references()
         except BaseException:
             await self._end(round_, round_.give_back())
             raise
@@ -219,6 +220,7 @@ class Worker:
             policy_step=step,
             attempt_count=plan.attempt_count,
             rollout_budget=rollouts,
+            is_reference=plan.is_reference,
         )
         try:
             return await in_thread(lease)

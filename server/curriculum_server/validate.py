@@ -49,6 +49,14 @@ def rollout_budget(value: int, prompt_count: int) -> int:
     return count("rollout_budget", value, 2, prompt_count * limits.MAX_SLOT_ATTEMPTS)
 
 
+def is_reference(request: probe_service_pb2.LeaseProbesRequest) -> bool:
+    if request.is_reference and request.policy_step:
+        raise InvalidRequestError(
+            f"policy_step={request.policy_step}: must be 0 where is_reference is set"
+        )
+    return request.is_reference
+
+
 def probe_budget(request: probe_service_pb2.LeaseProbesRequest) -> tuple[int | None, int | None]:
     """Attempts for each prompt, and for all; at most one of them is given."""
     attempts = rollouts = None

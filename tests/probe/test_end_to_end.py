@@ -202,7 +202,7 @@ class Site:
         told = {"server": self._server.address, "run": run.run_id, "engine": "transformers"}
         told |= {"model": str(model), "max-tokens": "1", "verifier-processes": "1"}
         # As many attempts as the bounds count on: else settled prompts would be left alone.
-        told |= {"concurrency": "32", "prompts": "8", "attempts": "8"}
+        told |= {"concurrency": "16", "prompts": "4", "attempts": "8"}
         arguments = [part for key, value in told.items() for part in (f"--{key}", value)]
         process = Process(arguments, self.folder / f"{name}.log")
         self._opened.callback(process.close)

@@ -35,7 +35,7 @@ OPEN_WINDOWS = 8
 picks = st.integers(0, 1)
 recent = st.integers(0, 7)
 """Which batch or report, from the newest on."""
-clients = st.sampled_from(["trainer-a", "trainer-b", "prober"])
+clients = st.sampled_from(["trainer-a", "trainer-b", "prober", "reference"])
 lags = st.integers(-3, 2)
 """How many policy steps behind the newest a call is."""
 rows = st.lists(
@@ -120,15 +120,12 @@ class LedgerCalls(RuleBasedStateMachine):
         while f"{client}-{number}" in self.model.batches:
             number += 1
         self.model.sequences[client] = number + 1
-        is_probe = client == "prober"
-        kind = pr.LeaseProbesRequest if is_probe else tr.NextBatchRequest
-        return kind(
-            run_id=self.run_id,
-            request_id=f"{client}-{number}",
-            prompt_count=count,
-            policy_step=max(0, step),
-            **({"attempt_count": 2} if is_probe else {}),
-        )
+        name = {"run_id": self.run_id, "request_id": f"{client}-{number}", "prompt_count": count}
+        if client == "reference":
+            return pr.LeaseProbesRequest(**name, attempt_count=2, is_reference=True)
+        if client == "prober":
+            return pr.LeaseProbesRequest(**name, attempt_count=2, policy_step=max(0, step))
+        return tr.NextBatchRequest(**name, policy_step=max(0, step))
 
     def ask(self, request: object, pick: int) -> object:
         """The request's batch, or the status with which it is refused."""
@@ -148,7 +145,7 @@ class LedgerCalls(RuleBasedStateMachine):
         now_s, low = self.now_s(), self.open_from()
         batch = self.ask(request, pick)
         step, is_probe = request.policy_step, isinstance(request, pr.LeaseProbesRequest)
-        if is_probe and step == 0 < self.model.policy_step:
+        if is_probe and request.is_reference:
             assert {p.reason for p in batch.prompts} <= {batch_pb2.REASON_REFERENCE}
             self.leased(batch, request, now_s)
         elif is_probe and step < low:
@@ -173,8 +170,9 @@ class LedgerCalls(RuleBasedStateMachine):
         assert [p.slot for p in batch.prompts] == list(range(len(served)))
         assert {p.attempt_count for p in batch.prompts} <= {2, 3}
         assert (batch.batch_id, batch.timeline) == (request.request_id, model.timeline)
-        assert 0 <= batch.lease_expire_time.seconds - now_s - model.lease_ttl_s <= 2
         is_probe = isinstance(request, pr.LeaseProbesRequest)
+        ttl_s = model.ttl_s(is_probe=is_probe)
+        assert 0 <= batch.lease_expire_time.seconds - now_s - ttl_s <= 2
         self.batches.append(model.lease(batch, request, now_s, is_probe=is_probe))
 
     @rule(which=recent, pick=picks)
@@ -241,8 +239,8 @@ class LedgerCalls(RuleBasedStateMachine):
         else:
             assert response.held_count == len(batch.open_slots)
             batch.expire_s = response.lease_expire_time.seconds
-            assert 0 <= batch.expire_s - now_s - model.lease_ttl_s <= 2
-            batch.gone_s = now_s + model.record_s()
+            assert 0 <= batch.expire_s - now_s - model.ttl_s(is_probe=batch.is_probe) <= 2
+            batch.gone_s = now_s + model.record_s(is_probe=batch.is_probe)
 
     def refusals_of(self, batch):
         """The statuses with which calls about the batch may be refused; none if they must not."""

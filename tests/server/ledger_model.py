@@ -20,6 +20,7 @@ COLUMNS = (
 )
 REFERENCE_COLUMNS = ("reference_attempts", "reference_passes")
 RECORD_GRACE_S = 3600
+PROBE_LEASE_S = 120
 
 # What the tests give, chosen so that every fixed-point amount is a whole number and no rounding can
 # differ.
@@ -196,9 +197,13 @@ class Model:
     def free(self, now_s: int) -> set[str]:
         return set(self.pool) - self.leases(now_s).keys()
 
-    def record_s(self) -> int:
+    def ttl_s(self, *, is_probe: bool) -> int:
+        """How long a lease lasts."""
+        return min(self.lease_ttl_s, PROBE_LEASE_S) if is_probe else self.lease_ttl_s
+
+    def record_s(self, *, is_probe: bool = False) -> int:
         """For how long the store keeps a batch from its leasing on, and a report at least."""
-        return 2 * self.lease_ttl_s + RECORD_GRACE_S
+        return 2 * self.ttl_s(is_probe=is_probe) + RECORD_GRACE_S
 
     def lease(
         self, message: batch_pb2.Batch, request: object, now_s: int, *, is_probe: bool
@@ -210,7 +215,7 @@ class Model:
             is_probe=is_probe,
             slots=[Slot(p.prompt.prompt_id, p.attempt_count) for p in message.prompts],
             expire_s=message.lease_expire_time.seconds,
-            gone_s=now_s + self.record_s(),
+            gone_s=now_s + self.record_s(is_probe=is_probe),
         )
         self.batches[message.batch_id] = batch
         self.policy_step = max(self.policy_step, message.policy_step)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from curriculum import Pool
+from curriculum_api.v1 import probe_service_pb2 as pr
+from curriculum_server.engine import composing
 
 
 @pytest.fixture
@@ -74,6 +76,56 @@ def test_a_burst_of_late_reports_is_fitted_once(open_run, fits, wait_until):
     assert len(fits) - before <= len(late.prompts) // 4
     run.next("u-4", count=8, step=4)
     assert len(fits) - before <= len(late.prompts) // 4 + 1
+
+
+def test_reports_of_probes_are_judged_by_the_model_that_was_fitted_last(
+    open_run, fits, wait_until, monkeypatch
+):
+    """Also by one that was fitted before its window was there."""
+    run = open_run(60, domains=3, window_steps=2)
+    for step in range(3):
+        play(run, step, "t")
+    wait_until(lambda: fits and fits[-1] == 3)
+    batch, asked, beliefs = run.next("t-3", count=8, step=3), [], Pool.beliefs
+
+    def noted(pool, model, *arguments):
+        asked.append((len(pool.blocks), model.prior))
+        return beliefs(pool, model, *arguments)
+
+    monkeypatch.setattr(Pool, "beliefs", noted)
+    believed(run)  # what is shown to an operator is of the window's own model
+    report_probes(run, run.probes(count=2, step=3).batch)
+    (_, shown), *_, (block_count, judged) = asked
+    assert block_count == 3
+    assert judged is shown
+    run.release(batch)
+
+
+def test_reports_of_probes_do_not_compose_what_a_trainer_will_ask_for(
+    open_run, server, wait_until, monkeypatch
+):
+    """It trains on what it got, and what it will report changes the ledger."""
+    run, compose, composed = open_run(60, window_steps=9), composing._compose, []
+
+    async def noted(run, request):
+        composed.append(request.request_id)
+        return await compose(run, request)
+
+    monkeypatch.setattr(composing, "_compose", noted)
+    for step in range(2):
+        play(run, step, "t")
+    run.next("t-2", count=8, step=2)
+    composed.clear()
+    for number in range(3):
+        report_probes(run, run.probes(f"probes-{number}", count=2, step=1).batch)
+        refreshing = server.app.engine.served(run.run_id).refreshing
+        wait_until(refreshing.done)
+    assert set(composed) == {"probes-0", "probes-1", "probes-2"}
+
+
+def report_probes(run, batch):
+    rewards = {p.slot: [0.0] * p.attempt_count for p in batch.prompts}
+    run.stubs.probe.ReportProbes(run.report_request(batch, rewards, kind=pr.ReportProbesRequest))
 
 
 def believed(run):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 
 import pytest
 
-from curriculum_api.v1 import batch_pb2, run_pb2
+from curriculum_api.errors import OverloadedError
+from curriculum_api.v1 import batch_pb2, prompt_pb2, run_pb2
 from curriculum_api.v1 import operator_service_pb2 as op
 from curriculum_api.v1 import probe_service_pb2 as pr
+from curriculum_server.engine import probing
+from curriculum_server.services import probe as probe_service
 from tests.server.driving import refusal
 
 
@@ -87,7 +91,22 @@ def test_sentinels_are_sampled_in_every_window(open_run):
     assert seen[3] == set()
 
 
-# Policies that are too old
+def test_a_prober_that_lags_a_window_behind_samples_a_sentinel_once(open_run):
+    run = open_run(400, window_steps=5, selection={"rest_steps": 0})
+    for step in (0, 20, 21):  # the last opens the window that the prober does not sample for
+        run.play(step, count=1)
+    sampled = Counter()
+    for _ in range(20):  # 32 sentinels, and room for 5 in a batch
+        batch = run.probes(count=400, rollout_budget=400, step=20).batch
+        sentinels = [p for p in batch.prompts if p.reason == batch_pb2.REASON_SENTINEL]
+        sampled.update(p.prompt.prompt_id for p in sentinels)
+        if not batch.prompts:
+            break
+        report(run, batch, {p.slot: [1.0, 0.0] * (p.attempt_count // 2) for p in batch.prompts})
+    assert set(sampled.values()) == {1}
+
+
+# Policies that are too old, or are not the run's any more
 
 
 def test_a_prober_that_is_too_far_behind_gets_no_work_and_is_told_why(open_run):
@@ -131,6 +150,24 @@ def test_a_batch_is_repeated_when_its_policy_has_become_too_old(open_run):
     assert run.probes("again", count=4, step=1).batch == first.batch
 
 
+def test_a_prober_with_weights_that_a_rollback_abandoned_gets_no_work(open_run):
+    run = open_run(40, window_steps=5)
+    run.play(10)
+    run.checkpoint("c", 10)
+    run.play(59)
+    run.publish(59, "file:///weights")
+    run.rollback("c")
+    windows = run.stats().windows
+    batch = run.probes(count=4, step=59).batch
+    assert not batch.prompts
+    assert batch.shortfall == (
+        "policy_step=59: is ahead of the run, which was rolled back to step 10 and is at step 10"
+    )
+    # A window at step 59 would take what the trainer samples at all steps before it.
+    assert run.stats().windows == windows
+    assert len(run.probes(count=4, step=11).batch.prompts) == 4
+
+
 # The reference policy
 
 
@@ -158,7 +195,7 @@ def test_the_reference_policy_is_sampled_for_the_boundary_alone(gone_on, start_s
     run = gone_on
     before = {s.prompt_id: s.pass_rate for s in run.list().prompts}
     assert compare(run, [1]) == [(1, 0, 0.0, 0.0)]
-    batch = run.probes(count=40, step=0, rollout_budget=64 * 6).batch
+    batch = run.probes(count=40, is_reference=True, rollout_budget=64 * 6).batch
     assert set(reasons(batch)) == {"REFERENCE"}
     assert {p.attempt_count for p in batch.prompts} == {64}
     assert len(batch.prompts) == 6
@@ -179,7 +216,7 @@ def test_the_reference_policy_is_sampled_for_the_boundary_alone(gone_on, start_s
 def test_the_reference_policy_needs_no_more_than_64_attempts(gone_on):
     sampled = Counter()
     for _ in range(8):
-        batch = gone_on.probes(count=40, step=0, rollout_budget=64 * 16).batch
+        batch = gone_on.probes(count=40, is_reference=True, rollout_budget=64 * 16).batch
         sampled.update(p.prompt.prompt_id for p in batch.prompts)
         if batch.prompts:
             report(gone_on, batch, {p.slot: [0.0] * p.attempt_count for p in batch.prompts})
@@ -188,7 +225,9 @@ def test_the_reference_policy_needs_no_more_than_64_attempts(gone_on):
 
 
 def test_what_was_leased_for_the_reference_policy_is_reported_as_that(gone_on):
-    batch = gone_on.probes(count=2, step=0).batch  # 16 attempts in all, fewer than one wants
+    batch = gone_on.probes(
+        count=2, is_reference=True
+    ).batch  # 16 attempts in all, fewer than one wants
     assert [p.attempt_count for p in batch.prompts] == [16]
     request = gone_on.report_request(batch, {0: [1.0]}, kind=pr.ReportProbesRequest, policy_step=30)
     assert refusal(gone_on.stubs.probe.ReportProbes, request).details == (
@@ -198,25 +237,68 @@ def test_what_was_leased_for_the_reference_policy_is_reported_as_that(gone_on):
 
 def test_a_rollback_drops_what_the_reference_policy_was_sampled_after_it(gone_on):
     run = gone_on
-    early = run.probes(count=1, step=0).batch
+    early = run.probes(count=1, is_reference=True).batch
     report(run, early, {0: [1.0] * 8})
     run.checkpoint("c", 30)
-    late = run.probes(count=3, step=0, rollout_budget=192).batch
+    late = run.probes(count=3, is_reference=True, rollout_budget=192).batch
     report(run, late, {p.slot: [0.0] * p.attempt_count for p in late.prompts})
     run.rollback("c")
-    again = run.probes(count=40, step=0, rollout_budget=64 * 40).batch
+    again = run.probes(count=40, is_reference=True, rollout_budget=64 * 40).batch
     lacking = {p.prompt.prompt_id: p.attempt_count for p in again.prompts}
     assert lacking[early.prompts[0].prompt.prompt_id] == 56
     assert {lacking[p.prompt.prompt_id] for p in late.prompts[1:]} == {64}
 
 
 def test_at_the_start_the_reference_policy_is_the_policy(open_run):
+    """What is counted at step 0 is of it, whoever made it; what it makes itself is kept apart."""
     run = open_run(20)
     batch = run.probes(count=20, step=0, attempt_count=8).batch
     report(run, batch, {p.slot: [1.0] * 4 + [0.0] * 4 for p in batch.prompts})
+    own = run.probes(count=1, is_reference=True).batch
+    assert [p.attempt_count for p in own.prompts] == [8]
+    report(run, own, {0: [1.0] * 8})
     assert all(s.attempt_count == 8 for s in run.list().prompts)
-    run.play(1, count=5, passes=8)
-    assert compare(run, [1]) == [(1, 5, pytest.approx(0.5), 1.0)]
+    run.play(1, count=20, passes=8)
+    # One prompt passed 12 of 16 times, the others half of the time.
+    assert compare(run, [1]) == [(1, 20, pytest.approx((19 * 0.5 + 0.75) / 20), 1.0)]
+
+
+def test_the_reference_policy_is_of_step_0(open_run):
+    run = open_run(4)
+    found = refusal(
+        run.stubs.probe.LeaseProbes, lease(run, prompt_count=1, policy_step=3, is_reference=True)
+    )
+    assert found.details == "policy_step=3: must be 0 where is_reference is set"
+
+
+def test_only_who_says_so_samples_the_reference_policy(gone_on):
+    """A prober at step 0 may be one that will follow the run before it samples anything."""
+    batch = gone_on.probes(count=40, step=0).batch
+    assert not batch.prompts
+    assert "is 30 steps behind the run" in batch.shortfall
+
+
+# What is no trainer's group
+
+
+def test_probes_are_no_groups_of_their_window(open_run):
+    run = open_run(40)
+    run.play(0, count=3)
+    [before] = run.stats().windows
+    batch = run.probes(count=5, attempt_count=8).batch
+    receipt = report(run, batch, {p.slot: [1.0, 0.0] * 4 for p in batch.prompts}).receipt
+    assert (receipt.attempt_count, receipt.completed_group_count) == (40, 0)
+    [after] = run.stats().windows
+    assert after.attempt_count == before.attempt_count + 40
+    assert (after.group_count, after.mixed_group_count) == (3, 3)
+
+
+def test_the_reference_policys_attempts_are_no_groups_of_the_day(gone_on):
+    groups = [(w.group_count, w.mixed_group_count) for w in gone_on.stats().windows]
+    batch = gone_on.probes(count=40, rollout_budget=64 * 6, is_reference=True).batch
+    receipt = report(gone_on, batch, {p.slot: [1.0, 0.0] * 32 for p in batch.prompts}).receipt
+    assert (receipt.attempt_count, receipt.completed_group_count) == (384, 0)
+    assert [(w.group_count, w.mixed_group_count) for w in gone_on.stats().windows] == groups
 
 
 # When a prompt has had enough
@@ -245,7 +327,47 @@ def test_beyond_the_edge_only_a_pass_ends_it(open_run):
     for _ in range(2):
         batch = run.probes(count=60, attempt_count=16).batch
         report(run, batch, {p.slot: [0.0] * 16 for p in batch.prompts})
-    batch = run.probes(count=200, rollout_budget=2000).batch
-    first, second, *_ = [p.slot for p in batch.prompts if p.reason == batch_pb2.REASON_PROBE_REACH]
-    answer = report(run, batch, {first: [1.0] * 8, second: [0.0] * 8})
-    assert list(answer.settled_slots) == [first]
+    # 500 others, of which half are probed with 1,000 attempts: a twentieth is 1.6 times 32.
+    run.add(prompt_pb2.Prompt(prompt_id=f"new-{n}", domain="d0") for n in range(500))
+    reached = []
+    while len(reached) < 2:
+        batch = run.probes(count=560, rollout_budget=4000).batch
+        reached = [p.slot for p in batch.prompts if p.reason == batch_pb2.REASON_PROBE_REACH]
+        if len(reached) < 2:
+            run.release(batch)
+    answer = report(run, batch, {reached[0]: [1.0] * 8, reached[1]: [0.0] * 8})
+    assert list(answer.settled_slots) == [reached[0]]
+
+
+def test_a_report_that_was_counted_is_taken_though_nothing_can_be_said_of_its_prompts(
+    open_run, monkeypatch
+):
+    async def overloaded(*_):
+        raise OverloadedError("the pool is not read")
+
+    monkeypatch.setattr(probing, "_beliefs", overloaded)
+    run = open_run(8)
+    batch = run.probes(count=2, attempt_count=8).batch
+    answer = report(run, batch, {0: [0.0] * 8})
+    assert (answer.receipt.attempt_count, list(answer.settled_slots)) == (8, [])
+    assert list(run.counts().values()) == [(8, 0)]
+
+
+def test_a_run_that_is_made_again_after_its_probes_were_counted_answers_as_before(
+    open_run, start_server, monkeypatch
+):
+    """Its batch is looked up anew then, with the run's lock, which must not be held already."""
+    run = open_run(8)
+    other, settled_slots = run.through(start_server().stubs), probe_service.settled_slots
+
+    async def be_overtaken(*arguments):
+        await asyncio.to_thread(other.delete)
+        await asyncio.to_thread(other.stubs.create_run, run.run_id)
+        return await settled_slots(*arguments)
+
+    monkeypatch.setattr(probe_service, "settled_slots", be_overtaken)
+    batch = run.probes(count=2, attempt_count=8).batch
+    request = run.report_request(batch, {0: [1.0] * 8}, kind=pr.ReportProbesRequest)
+    answer = run.stubs.probe.ReportProbes(request, timeout=20)
+    assert (answer.receipt.attempt_count, list(answer.settled_slots)) == (8, [])
+    assert run.stats().attempt_count == 0

@@ -9,6 +9,7 @@ import pytest
 from curriculum_api.v1 import prompt_pb2, run_pb2
 from curriculum_api.v1 import trainer_service_pb2 as tr
 from curriculum_server.engine import lifecycle
+from curriculum_server.engine.run import Run
 
 
 def spans(run):
@@ -167,6 +168,30 @@ def test_calls_of_an_older_timeline_are_told_to_resume(open_run, refused):
     with pytest.raises(Exception, match="resume from there"):
         run.report_probes(probes, {0: [1.0]})
     assert run.seen() == before
+
+
+def test_a_report_that_a_rollback_overtakes_opens_no_window(
+    open_run, start_server, refused, monkeypatch
+):
+    """A window at its step would take what is sampled at all steps before it."""
+    run = open_run(20)
+    train(run, [0], count=2)
+    run.checkpoint("a", 0)
+    before = spans(run)
+    batch = run.next("ahead", count=2, step=0)
+    other, change_layout, overtaken = run.through(start_server().stubs), Run.change_layout, []
+
+    async def change_behind_a_rollback(self, *arguments):
+        if not overtaken:
+            overtaken.append(True)
+            await asyncio.to_thread(other.rollback, "a")
+        return await change_layout(self, *arguments)
+
+    monkeypatch.setattr(Run, "change_layout", change_behind_a_rollback)
+    request = run.report_request(batch, {0: [1.0]}, policy_step=50)
+    assert refused(run.stubs.trainer.ReportOutcomes, request).status == "ABORTED"
+    assert overtaken
+    assert spans(run) == before
 
 
 def test_a_report_that_was_counted_before_a_rollback_counts_anew_after_it(open_run):

@@ -28,7 +28,7 @@ from curriculum_api.v1 import run_pb2 as curriculum__api_dot_v1_dot_run__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%curriculum_api/v1/probe_service.proto\x12\x11\x63urriculum_api.v1\x1a\x1d\x63urriculum_api/v1/batch.proto\x1a\x1e\x63urriculum_api/v1/prompt.proto\x1a\x1b\x63urriculum_api/v1/run.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc1\x01\n\x12LeaseProbesRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x14\n\x0cprompt_count\x18\x03 \x01(\r\x12\x13\n\x0bpolicy_step\x18\x04 \x01(\x04\x12\x1a\n\rattempt_count\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x0erollout_budget\x18\x06 \x01(\rH\x01\x88\x01\x01\x42\x10\n\x0e_attempt_countB\x11\n\x0f_rollout_budget\"i\n\x13LeaseProbesResponse\x12\'\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x18.curriculum_api.v1.Batch\x12)\n\x06policy\x18\x02 \x01(\x0b\x32\x19.curriculum_api.v1.Policy\"H\n\x12RenewProbesRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\t\x12\x10\n\x08timeline\x18\x03 \x01(\r\"`\n\x13RenewProbesResponse\x12\x35\n\x11lease_expire_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nheld_count\x18\x02 \x01(\r\"\xa1\x01\n\x13ReportProbesRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x03 \x01(\t\x12\x10\n\x08timeline\x18\x04 \x01(\r\x12\x13\n\x0bpolicy_step\x18\x05 \x01(\x04\x12-\n\x08outcomes\x18\x06 \x01(\x0b\x32\x1b.curriculum_api.v1.Outcomes\"`\n\x14ReportProbesResponse\x12\x31\n\x07receipt\x18\x01 \x01(\x0b\x32 .curriculum_api.v1.ReportReceipt\x12\x15\n\rsettled_slots\x18\x02 \x03(\r\"U\n\x1cListUnembeddedPromptsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"~\n\x1dListUnembeddedPromptsResponse\x12*\n\x07prompts\x18\x01 \x03(\x0b\x32\x19.curriculum_api.v1.Prompt\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x18\n\x10unembedded_count\x18\x03 \x01(\x04\"r\n\x14\x41\x64\x64\x45mbeddingsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x36\n\nembeddings\x18\x03 \x03(\x0b\x32\".curriculum_api.v1.PromptEmbedding\"A\n\x15\x41\x64\x64\x45mbeddingsResponse\x12\x13\n\x0b\x61\x64\x64\x65\x64_count\x18\x01 \x01(\r\x12\x13\n\x0bknown_count\x18\x02 \x01(\r2\x8b\x04\n\x0cProbeService\x12\\\n\x0bLeaseProbes\x12%.curriculum_api.v1.LeaseProbesRequest\x1a&.curriculum_api.v1.LeaseProbesResponse\x12\\\n\x0bRenewProbes\x12%.curriculum_api.v1.RenewProbesRequest\x1a&.curriculum_api.v1.RenewProbesResponse\x12_\n\x0cReportProbes\x12&.curriculum_api.v1.ReportProbesRequest\x1a\'.curriculum_api.v1.ReportProbesResponse\x12z\n\x15ListUnembeddedPrompts\x12/.curriculum_api.v1.ListUnembeddedPromptsRequest\x1a\x30.curriculum_api.v1.ListUnembeddedPromptsResponse\x12\x62\n\rAddEmbeddings\x12\'.curriculum_api.v1.AddEmbeddingsRequest\x1a(.curriculum_api.v1.AddEmbeddingsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%curriculum_api/v1/probe_service.proto\x12\x11\x63urriculum_api.v1\x1a\x1d\x63urriculum_api/v1/batch.proto\x1a\x1e\x63urriculum_api/v1/prompt.proto\x1a\x1b\x63urriculum_api/v1/run.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd7\x01\n\x12LeaseProbesRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x14\n\x0cprompt_count\x18\x03 \x01(\r\x12\x13\n\x0bpolicy_step\x18\x04 \x01(\x04\x12\x1a\n\rattempt_count\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x0erollout_budget\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x14\n\x0cis_reference\x18\x07 \x01(\x08\x42\x10\n\x0e_attempt_countB\x11\n\x0f_rollout_budget\"i\n\x13LeaseProbesResponse\x12\'\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x18.curriculum_api.v1.Batch\x12)\n\x06policy\x18\x02 \x01(\x0b\x32\x19.curriculum_api.v1.Policy\"H\n\x12RenewProbesRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\t\x12\x10\n\x08timeline\x18\x03 \x01(\r\"`\n\x13RenewProbesResponse\x12\x35\n\x11lease_expire_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nheld_count\x18\x02 \x01(\r\"\xa1\x01\n\x13ReportProbesRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x03 \x01(\t\x12\x10\n\x08timeline\x18\x04 \x01(\r\x12\x13\n\x0bpolicy_step\x18\x05 \x01(\x04\x12-\n\x08outcomes\x18\x06 \x01(\x0b\x32\x1b.curriculum_api.v1.Outcomes\"`\n\x14ReportProbesResponse\x12\x31\n\x07receipt\x18\x01 \x01(\x0b\x32 .curriculum_api.v1.ReportReceipt\x12\x15\n\rsettled_slots\x18\x02 \x03(\r\"U\n\x1cListUnembeddedPromptsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"~\n\x1dListUnembeddedPromptsResponse\x12*\n\x07prompts\x18\x01 \x03(\x0b\x32\x19.curriculum_api.v1.Prompt\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x18\n\x10unembedded_count\x18\x03 \x01(\x04\"r\n\x14\x41\x64\x64\x45mbeddingsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x36\n\nembeddings\x18\x03 \x03(\x0b\x32\".curriculum_api.v1.PromptEmbedding\"A\n\x15\x41\x64\x64\x45mbeddingsResponse\x12\x13\n\x0b\x61\x64\x64\x65\x64_count\x18\x01 \x01(\r\x12\x13\n\x0bknown_count\x18\x02 \x01(\r2\x8b\x04\n\x0cProbeService\x12\\\n\x0bLeaseProbes\x12%.curriculum_api.v1.LeaseProbesRequest\x1a&.curriculum_api.v1.LeaseProbesResponse\x12\\\n\x0bRenewProbes\x12%.curriculum_api.v1.RenewProbesRequest\x1a&.curriculum_api.v1.RenewProbesResponse\x12_\n\x0cReportProbes\x12&.curriculum_api.v1.ReportProbesRequest\x1a\'.curriculum_api.v1.ReportProbesResponse\x12z\n\x15ListUnembeddedPrompts\x12/.curriculum_api.v1.ListUnembeddedPromptsRequest\x1a\x30.curriculum_api.v1.ListUnembeddedPromptsResponse\x12\x62\n\rAddEmbeddings\x12\'.curriculum_api.v1.AddEmbeddingsRequest\x1a(.curriculum_api.v1.AddEmbeddingsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,25 +36,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'curriculum_api.v1.probe_ser
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LEASEPROBESREQUEST']._serialized_start=186
-  _globals['_LEASEPROBESREQUEST']._serialized_end=379
-  _globals['_LEASEPROBESRESPONSE']._serialized_start=381
-  _globals['_LEASEPROBESRESPONSE']._serialized_end=486
-  _globals['_RENEWPROBESREQUEST']._serialized_start=488
-  _globals['_RENEWPROBESREQUEST']._serialized_end=560
-  _globals['_RENEWPROBESRESPONSE']._serialized_start=562
-  _globals['_RENEWPROBESRESPONSE']._serialized_end=658
-  _globals['_REPORTPROBESREQUEST']._serialized_start=661
-  _globals['_REPORTPROBESREQUEST']._serialized_end=822
-  _globals['_REPORTPROBESRESPONSE']._serialized_start=824
-  _globals['_REPORTPROBESRESPONSE']._serialized_end=920
-  _globals['_LISTUNEMBEDDEDPROMPTSREQUEST']._serialized_start=922
-  _globals['_LISTUNEMBEDDEDPROMPTSREQUEST']._serialized_end=1007
-  _globals['_LISTUNEMBEDDEDPROMPTSRESPONSE']._serialized_start=1009
-  _globals['_LISTUNEMBEDDEDPROMPTSRESPONSE']._serialized_end=1135
-  _globals['_ADDEMBEDDINGSREQUEST']._serialized_start=1137
-  _globals['_ADDEMBEDDINGSREQUEST']._serialized_end=1251
-  _globals['_ADDEMBEDDINGSRESPONSE']._serialized_start=1253
-  _globals['_ADDEMBEDDINGSRESPONSE']._serialized_end=1318
-  _globals['_PROBESERVICE']._serialized_start=1321
-  _globals['_PROBESERVICE']._serialized_end=1844
+  _globals['_LEASEPROBESREQUEST']._serialized_end=401
+  _globals['_LEASEPROBESRESPONSE']._serialized_start=403
+  _globals['_LEASEPROBESRESPONSE']._serialized_end=508
+  _globals['_RENEWPROBESREQUEST']._serialized_start=510
+  _globals['_RENEWPROBESREQUEST']._serialized_end=582
+  _globals['_RENEWPROBESRESPONSE']._serialized_start=584
+  _globals['_RENEWPROBESRESPONSE']._serialized_end=680
+  _globals['_REPORTPROBESREQUEST']._serialized_start=683
+  _globals['_REPORTPROBESREQUEST']._serialized_end=844
+  _globals['_REPORTPROBESRESPONSE']._serialized_start=846
+  _globals['_REPORTPROBESRESPONSE']._serialized_end=942
+  _globals['_LISTUNEMBEDDEDPROMPTSREQUEST']._serialized_start=944
+  _globals['_LISTUNEMBEDDEDPROMPTSREQUEST']._serialized_end=1029
+  _globals['_LISTUNEMBEDDEDPROMPTSRESPONSE']._serialized_start=1031
+  _globals['_LISTUNEMBEDDEDPROMPTSRESPONSE']._serialized_end=1157
+  _globals['_ADDEMBEDDINGSREQUEST']._serialized_start=1159
+  _globals['_ADDEMBEDDINGSREQUEST']._serialized_end=1273
+  _globals['_ADDEMBEDDINGSRESPONSE']._serialized_start=1275
+  _globals['_ADDEMBEDDINGSRESPONSE']._serialized_end=1340
+  _globals['_PROBESERVICE']._serialized_start=1343
+  _globals['_PROBESERVICE']._serialized_end=1866
 # @@protoc_insertion_point(module_scope)

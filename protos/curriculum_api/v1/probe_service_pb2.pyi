@@ -28,6 +28,7 @@ class LeaseProbesRequest(google.protobuf.message.Message):
     POLICY_STEP_FIELD_NUMBER: builtins.int
     ATTEMPT_COUNT_FIELD_NUMBER: builtins.int
     ROLLOUT_BUDGET_FIELD_NUMBER: builtins.int
+    IS_REFERENCE_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The run."""
     request_id: builtins.str
@@ -35,15 +36,17 @@ class LeaseProbesRequest(google.protobuf.message.Message):
     prompt_count: builtins.int
     """Most prompts, in [1, 4096]."""
     policy_step: builtins.int
-    """The policy step that the worker has loaded. 0 is the reference policy: once the run has gone
-    beyond it, its attempts are kept for the boundary alone.
-    """
+    """The policy step that the worker has loaded."""
     attempt_count: builtins.int
     """Attempts for each prompt, in [1, 1024]; absent for as many as each is worth. Not together with
     rollout_budget.
     """
     rollout_budget: builtins.int
     """Attempts in all, in [1, 1048576]; absent for prompt_count times the run's group_size."""
+    is_reference: builtins.bool
+    """Whether the worker has loaded the reference policy, that training began from. Its attempts are
+    kept for the boundary alone; policy_step is then 0.
+    """
     def __init__(
         self,
         *,
@@ -53,9 +56,10 @@ class LeaseProbesRequest(google.protobuf.message.Message):
         policy_step: builtins.int = ...,
         attempt_count: builtins.int | None = ...,
         rollout_budget: builtins.int | None = ...,
+        is_reference: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_attempt_count", b"_attempt_count", "_rollout_budget", b"_rollout_budget", "attempt_count", b"attempt_count", "rollout_budget", b"rollout_budget"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_attempt_count", b"_attempt_count", "_rollout_budget", b"_rollout_budget", "attempt_count", b"attempt_count", "policy_step", b"policy_step", "prompt_count", b"prompt_count", "request_id", b"request_id", "rollout_budget", b"rollout_budget", "run_id", b"run_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_attempt_count", b"_attempt_count", "_rollout_budget", b"_rollout_budget", "attempt_count", b"attempt_count", "is_reference", b"is_reference", "policy_step", b"policy_step", "prompt_count", b"prompt_count", "request_id", b"request_id", "rollout_budget", b"rollout_budget", "run_id", b"run_id"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_attempt_count", b"_attempt_count"]) -> typing.Literal["attempt_count"] | None: ...
     @typing.overload

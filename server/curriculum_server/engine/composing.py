@@ -47,6 +47,8 @@ class BatchRequest:
     rollout_budget: int | None = None
     """Attempts for the whole batch; None for the group size each."""
     probe: bool = False
+    is_reference: bool = False
+    """Whether a prober samples the reference policy."""
 
     def digest(self) -> bytes:
         content: tuple[object, ...] = (
@@ -54,6 +56,8 @@ class BatchRequest:
         )  # fmt: skip
         if self.rollout_budget is not None:  # others keep the digest they had in earlier versions
             content += (self.rollout_budget,)
+        if self.is_reference:
+            content += ("reference",)
         return hashlib.blake2b(repr(content).encode(), digest_size=16).digest()
 
     def next_in_row(self, previous: BatchRequest | None) -> BatchRequest | None:
@@ -175,7 +179,7 @@ def _select_probes(
     rollouts = request.rollout_budget or request.prompt_count * each
     budget = ProbeBudget(request.prompt_count, rollouts, request.attempt_count)
     fixed_S = sentinels(pool.domain_N, len(pool.domains), config.seed)
-    if run.is_of_reference(request.policy_step):
+    if request.is_reference:
         return select_references(model, pool, budget, run.mirror.reference(ATTEMPTS), fixed_S)
     window = run.mirror.document.window_for(request.policy_step)  # it was opened for the lease
     sampled_S = run.mirror.column(window.window, ATTEMPTS)[fixed_S] if window else 0 * fixed_S

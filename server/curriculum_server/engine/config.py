@@ -17,6 +17,8 @@ from curriculum_api.limits import MAX_CHANNELS, MAX_DOMAINS, MAX_SLOT_ATTEMPTS
 
 CHANNEL_NAME = re.compile(r"[a-z0-9_]{1,64}")
 MAX_LEASE_TTL_S = 7 * 24 * 3600
+PROBE_LEASE_S = 120
+"""Probers renew their leases all the time: one that was killed is to hold few prompts for long."""
 MAX_SEED = 2**64 - 1
 MAX_POLICY_LAG = 1_000_000
 MAX_COMPLETION_TOKENS = 1_000_000
@@ -159,6 +161,11 @@ class RunConfig:
         weights = {name: self.objective[name] / largest for name in sorted(self.objective)}
         total = math.fsum(weights.values())
         return [(name, weight / total) for name, weight in weights.items()]
+
+    @property
+    def probe_lease_s(self) -> int:
+        """How long a prober's lease lasts unless it is renewed."""
+        return min(self.lease_ttl_s, PROBE_LEASE_S)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> RunConfig:

@@ -76,6 +76,11 @@ def count_deltas(attempts: Attempts, record: BatchRecord, config: RunConfig) -> 
     )
 
 
+def leased_for_probes(record: BatchRecord) -> bool:
+    """Whether it is a prober's batch."""
+    return bool(np.isin(record.slots["reason"], PROBE_REASONS).any())
+
+
 def leased_for_reference(record: BatchRecord) -> bool:
     """Whether it is the reference policy that is to sample the batch."""
     return bool((record.slots["reason"] == Reason.REFERENCE).any())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,11 +11,15 @@ from curriculum import Band, Belief, Reason, bands_settled, classify_bands
 from curriculum_server.engine.reporting import BatchCache, ReportRequest
 from curriculum_server.engine.run import Run
 
+if TYPE_CHECKING:
+    from curriculum_server.engine.composing import BatchRequest
 
-def why_no_probes(run: Run, step: int) -> str:
-    """Why a prober that samples this policy step gets no work; empty if it does."""
-    if run.is_of_reference(step):
+
+def why_no_probes(run: Run, request: BatchRequest) -> str:
+    """Why a prober gets no work for the policy that it samples; empty if it does."""
+    if request.is_reference:
         return ""
+    step = request.policy_step
     document, config = run.mirror.document, run.mirror.config
     published = document.policy_step
     newest = run.mirror.policy_step if published is None else published

@@ -20,6 +20,7 @@ from curriculum_server.engine.counting import (
     Attempts,
     advance_batch,
     count_deltas,
+    leased_for_probes,
     leased_for_reference,
 )
 from curriculum_server.engine.run import Run
@@ -245,7 +246,8 @@ async def renew_batch(run: Run, cache: BatchCache, timeline: int, batch_id: str)
 
     async def renew(batch: OpenBatch) -> tuple[str, int]:
         nonlocal held
-        ttl_s = run.mirror.config.lease_ttl_s
+        config = run.mirror.config
+        ttl_s = config.probe_lease_s if leased_for_probes(batch.record) else config.lease_ttl_s
         status, expire_s = await batches.renew(run.redis, run.keys, batch, run.mirror.layout, ttl_s)
         held = 0 if status == "expired" else int((batch.progress_B < batches.CLOSED).sum())
         return status, expire_s

@@ -221,10 +221,6 @@ class Run:
         await prepare_features(self.mirror.catalog)
         await in_thread(self.mirror.fit_next, policy_step, self.now_s())
 
-    def is_of_reference(self, step: int) -> bool:
-        """Whether attempts at `step` are made by the reference policy, the run having gone on."""
-        return step == 0 < self.mirror.policy_step
-
     def counting_step(self, step: int, *, for_reference: bool) -> int:
         """The step whose window takes what is counted of `step`: the reference policy's attempts
         are kept with those of the day."""

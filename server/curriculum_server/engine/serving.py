@@ -46,7 +46,7 @@ async def next_batch(run: Run, composer: Composer, request: BatchRequest) -> Ser
             # Mostly the mirror is up to date and one trip is enough; the store tells if not.
             if attempt or run.is_behind:
                 await run.sync()
-            if request.probe and why_no_probes(run, request.policy_step):
+            if request.probe and why_no_probes(run, request):
                 batch = await _without_probes(run, request)
                 if batch is not None:
                     return batch
@@ -70,8 +70,7 @@ async def _try_claim(
         known = await _known_batch(run, request)
         if known is not None:
             return known
-    for_reference = request.probe and run.is_of_reference(request.policy_step)
-    step = run.counting_step(request.policy_step, for_reference=for_reference)
+    step = run.counting_step(request.policy_step, for_reference=request.is_reference)
     window = await run.window_for(step, request.timeline)
     proposal = await composer.propose(run, request)
     if len(proposal.prompts) > MAX_PROMPTS_BYTES:
@@ -98,7 +97,7 @@ async def _try_claim(
         event_id=mirror.event_id,
         now_s=run.now_s(),
         window=window.window,
-        ttl_s=mirror.config.lease_ttl_s,
+        ttl_s=mirror.config.probe_lease_s if request.probe else mirror.config.lease_ttl_s,
         mark_served=not request.probe,
     )
     if reply.status == "ok":
@@ -113,7 +112,7 @@ async def _without_probes(run: Run, request: BatchRequest) -> ServedBatch | None
     """The batch that the request got before, or an empty one, of which nothing is kept; None if
     there is work after all."""
     known = await _known_batch(run, request)  # which reads what is new
-    why = why_no_probes(run, request.policy_step)
+    why = why_no_probes(run, request)
     if known is not None or not why:
         return known
     none, timeline = np.zeros(0, SLOT_DTYPE), run.mirror.document.timeline

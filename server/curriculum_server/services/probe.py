@@ -39,6 +39,7 @@ class ProbeService:
             attempt_count=attempts,
             rollout_budget=rollouts,
             probe=True,
+            is_reference=validate.is_reference(request),
         )
         batch = await batches.lease(self._engine, run_id, wanted)
         policy = convert.policy_message(self._engine.served(run_id).run.mirror.document)

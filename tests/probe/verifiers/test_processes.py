@@ -55,6 +55,19 @@ async def test_a_group_is_shared_by_the_processes(open_pool, children_now) -> No
     assert len(children_now() - before) == 2
 
 
+async def test_who_prepares_waits_for_a_verdict_and_not_for_all_that_are_wanted(open_pool) -> None:
+    pool = await open_pool()
+    await pool.prepare(PAYLOAD)
+    backlog = [asyncio.create_task(pool.verify(PAYLOAD, ["slow"])) for _ in range(6)]
+    for _ in range(5):  # all of them come first
+        await asyncio.sleep(0)
+    await pool.prepare(PAYLOAD)
+    assert sum(call.done() for call in backlog) <= 2  # the one in work, and one at the door
+    for call in backlog:
+        call.cancel()
+    await asyncio.gather(*backlog, return_exceptions=True)
+
+
 async def test_closing_ends_what_hangs_and_what_it_started(open_pool, children_now) -> None:
     before, pool = children_now(), await open_pool(timeout_s=100.0)
     async with pool:

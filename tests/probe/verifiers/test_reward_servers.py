@@ -111,6 +111,7 @@ async def test_the_worker_may_say_where_the_server_is(open_pool, server) -> None
         ('200 OK|{"score": null}', "answered NoneType: must be a number"),
         ('200 OK|{"score": NaN}', "answered nan: must be finite"),
         ("200 OK|" + " " * 100_000 + '{"score": 1}', "answered more than 65536 bytes"),
+        ("200 OK\r\nX: " + "a" * 100_000 + "|", "answered more than 65536 bytes"),
         ("hang", "took longer than 1 s"),
         ("break", "IncompleteReadError"),
         ("what|", "BadStatusLine"),
