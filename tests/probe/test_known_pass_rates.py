@@ -170,7 +170,7 @@ def fixed(site: Site) -> Probed:
 def allotted(site: Site) -> Probed:
     """The server and the worker decided where attempts are worth making, and when to stop."""
     rates = site.create("allotted")
-    site.probe("allotted", "--prompts", 100, "--rounds", 32)
+    site.probe("allotted", "--prompts", 100, "--rounds", 10)
     return site.read("allotted", rates)
 
 

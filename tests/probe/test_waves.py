@@ -169,7 +169,10 @@ async def test_long_shots_end_with_what_the_server_says(server, pool) -> None:
         assert set(pool.attempts().values()) == {24}
         for score in (0.0, 1.0):
             engine.waves, verifiers.score = {}, score
-            # 4,000 attempts: long shots for a twentieth, in up to 32 attempts each.
+            # Some 200 of these are looked at 4 times, and beside that for a twentieth others are
+            # tried that failed so far, in up to 32 attempts each.
+            for number in range(400):
+                pool.add(f"{score} new {number}", {"answer": "right"})
             await work(prompt_count=500)
             is_repeated = max(map(len, engine.waves.values())) > 1
             assert is_repeated == (score == 0.0)

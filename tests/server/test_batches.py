@@ -311,7 +311,7 @@ def test_probes_prefer_what_is_least_certain(open_run):
 
 def test_probes_and_batches_share_no_prompt_and_both_count(open_run):
     run = open_run(12)
-    batch, probes = run.next(count=6), run.probes(count=6).batch
+    batch, probes = run.next(count=6), run.probes(count=6, attempt_count=4).batch
     assert not ids(batch) & ids(probes)
     run.report(batch, {0: [1.0]})
     receipt = run.report_probes(probes, {0: [1.0, 0.0], 1: [0.0]})
