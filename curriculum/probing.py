@@ -22,8 +22,8 @@ _LOOKS = 1 << 16
 the best hundred of 65,536 are worth nearly as much as those of a million."""
 _SENTINEL_SHARE, _REACH_SHARE = 0.1, 0.05
 # In simulated learners with as many probes as training rollouts: a bar at .8 to .9 saves a sixth of
-# the rollouts, at .6 an eighth; with only four attempts a look, or with 2 to 16, a look in four
-# costs the same; first looks at 1 to 8 differ by a hundredth, and curiosity does not matter.
+# the rollouts, at .6 an eighth; looks of 4 alone or of 2 to 16, first looks worth as much as others
+# or eight times that, and no curiosity, differ by a hundredth.
 _SIZES: tuple[int, ...] = (4, 8)
 _BAR_QUANTILE = 0.85
 _FIRST_LOOK = 2.0

@@ -18,11 +18,13 @@ from curriculum import (
     Block,
     Model,
     Pool,
+    ProbeBudget,
     SelectionConfig,
     classify_bands,
     compose_batch,
     credible_interval,
     select_probes,
+    sentinels,
 )
 
 DOMAINS = ("code", "logic", "math", "science")
@@ -108,7 +110,11 @@ def measure_pool(pool: Pool, repeats: int) -> dict[str, float]:
         described, described_model, EDGE, repeats
     )
     figures["select edge, all mastered"] = compose_ms(solved, solved_model, EDGE, repeats)
-    figures["probes"] = median_ms(lambda: select_probes(model, pool, BATCH, 8, rng), 3)
+    fixed_S = sentinels(pool.domain_N, len(pool.domains), 0)
+    budget = ProbeBudget(BATCH, BATCH)
+    figures["probes"] = median_ms(
+        lambda: select_probes(model, pool, SelectionConfig(), budget, fixed_S, rng), 3
+    )
     figures["beliefs of all"] = median_ms(lambda: pool.beliefs(model), 3)
     belief = pool.beliefs(model)
     attempts_N = pool.attempts_N
