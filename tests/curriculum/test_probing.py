@@ -41,6 +41,16 @@ def test_prompts_that_may_be_at_the_edge_come_before_those_that_are_sure(make_po
     assert sorted(chosen.tolist()) == list(range(160, 200))
 
 
+@pytest.mark.parametrize("hint", [(0.05, 0.0), (0.0, 0.05), (0.05, 0.05)])
+def test_a_first_look_comes_before_another_one_of_nearly_equal_belief(make_pool, hint):
+    # Of next to no weight: it may raise what an attempt would tell or lower it, but by little.
+    passes, fails = (np.repeat([0.0, share], 100) for share in hint)
+    pool = make_pool(200, passes_N=passes, fails_N=fails)
+    chosen, _ = by_reason(probes(pool, ProbeBudget(200, 200)), Reason.PROBE)
+    assert len(chosen) > 20
+    assert (chosen < 100).all()
+
+
 def test_an_old_answer_is_asked_again_when_the_policy_has_moved(make_pool):
     passes = np.repeat([48.0, 0.0], 50)
 

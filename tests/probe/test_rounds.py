@@ -121,6 +121,12 @@ async def test_who_samples_the_reference_policy_keeps_its_weights_whatever_is_pu
     assert service.attempts == {0: {"p": 64}}
 
 
+async def test_who_samples_the_reference_policy_leaves_when_nothing_is_left_to_do() -> None:
+    service, engine = FakeService((0, ("p", REFERENCE, 64)), (0,), (0,)), FakeEngine()
+    await work(service, engine, policy_step=0, is_reference=True, round_count=None)
+    assert engine.sampled == {"p": 64}
+
+
 async def test_who_follows_the_run_takes_nothing_of_the_reference_policy_at_step_0() -> None:
     """Newer weights may be published before the first attempt is made."""
     service, engine = FakeService((1, ("p", PROBE, 8))), FakeEngine()

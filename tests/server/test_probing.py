@@ -168,6 +168,25 @@ def test_a_prober_with_weights_that_a_rollback_abandoned_gets_no_work(open_run):
     assert len(run.probes(count=4, step=11).batch.prompts) == 4
 
 
+# How long
+
+
+def test_a_prober_that_was_killed_holds_its_prompts_for_minutes_and_not_for_an_hour(open_run):
+    run = open_run(20, lease_ttl={"seconds": 3600})
+    batch = run.probes(count=4, attempt_count=2).batch
+    trainer_s = run.next(count=4, step=0).lease_expire_time.seconds
+    assert 3478 <= trainer_s - batch.lease_expire_time.seconds <= 3482
+    request = pr.RenewProbesRequest(
+        run_id=run.run_id, batch_id=batch.batch_id, timeline=batch.timeline
+    )
+    renewed_s = run.stubs.probe.RenewProbes(request).lease_expire_time.seconds
+    assert 3470 <= trainer_s - renewed_s <= 3482
+    brief = open_run(20, lease_ttl={"seconds": 30})
+    trainer_s = brief.next(count=4).lease_expire_time.seconds
+    probes = brief.probes(count=4, attempt_count=2).batch
+    assert -2 <= trainer_s - probes.lease_expire_time.seconds <= 2
+
+
 # The reference policy
 
 
