@@ -31,6 +31,7 @@ from curriculum_api.errors import (
 from curriculum_client._async_client import AsyncTrainerClient
 from curriculum_client._batch import Batch, Receipt, ServedPrompt
 from curriculum_client._client import TrainerClient
+from curriculum_client._feed import Feed
 
 __all__ = [
     "AlreadyExistsError",
@@ -40,6 +41,7 @@ __all__ = [
     "CorruptStateError",
     "CurriculumError",
     "DeadlineError",
+    "Feed",
     "InvalidRequestError",
     "NotFoundError",
     "OverloadedError",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -12,6 +12,7 @@ import grpc.aio
 
 from curriculum_api.channel import bearer
 from curriculum_api.status import error_from_rpc
+from curriculum_client._attempts import PerAttempt
 from curriculum_client._base import ClientBase
 from curriculum_client._batch import Batch, Receipt
 from curriculum_client._flow import Call, Flow, Sleep
@@ -52,6 +53,28 @@ class AsyncTrainerClient(ClientBase):
         return await self._run(
             self._core.report(
                 batch,
+                rewards,
+                policy_step=policy_step,
+                token_counts=token_counts,
+                channels=channels,
+                part=part,
+            )
+        )
+
+    async def report_attempts(
+        self,
+        leases: Sequence[str | None],
+        rewards: PerAttempt,
+        *,
+        policy_step: int | Sequence[int],
+        token_counts: PerAttempt | None = None,
+        channels: Mapping[str, PerAttempt] | None = None,
+        part: str | int | None = None,
+    ) -> Receipt | None:
+        """See TrainerClient.report_attempts."""
+        return await self._run(
+            self._core.report_attempts(
+                leases,
                 rewards,
                 policy_step=policy_step,
                 token_counts=token_counts,

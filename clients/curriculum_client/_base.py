@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from curriculum_api.channel import TlsConfig
 from curriculum_client import _forks
 from curriculum_client._core import Core
 from curriculum_client._link import Link
-from curriculum_client._settings import OnUnavailable, Settings
+from curriculum_client._settings import OnUnavailable, Settings, from_environment
 
 
 class ClientBase:
@@ -82,6 +83,21 @@ class ClientBase:
             max_buffered_reports=max_buffered_reports,
         )
         self._begin(Core(settings))
+
+    @classmethod
+    def from_environment(cls, **options: Any) -> Self:
+        """A client made from variables, for code that a framework calls where none can be handed
+        over: CURRICULUM_RUN, and, where set, CURRICULUM_SERVER (localhost:50051),
+        CURRICULUM_CONSUMER, CURRICULUM_TOKEN and CURRICULUM_TLS_CA, _CERT and _KEY. `options` are
+        the constructor's, and come before them. Reports are told apart from those of every other
+        process, unless a `reporter` is named.
+
+        Raises:
+            InvalidRequestError: No run is named.
+        """
+        client = cls(**(from_environment(os.environ) | options))
+        client.after_fork()
+        return client
 
     def _begin(self, core: Core) -> None:
         self._core = core

@@ -36,6 +36,15 @@ class ServedPrompt:
     """90% credible interval of the pass rate."""
     reason: str
     """Why it was chosen: edge, explore, review, reach, uniform, fill; or uniform-fallback."""
+    batch_id: str = ""
+    """The batch that it is of; empty where the client drew it while the service was away."""
+    timeline: int = 0
+
+    @property
+    def lease(self) -> str:
+        """Names this prompt of this batch for `report_attempts`, in any process; survives whatever
+        carries text. Empty where nothing is leased and nothing will count."""
+        return f"{self.timeline}.{self.slot}.{self.batch_id}" if self.batch_id else ""
 
     @cached_property
     def payload(self) -> dict[str, Any]:
@@ -120,7 +129,9 @@ def decode_batch(message: batch_pb2.Batch) -> Batch:
         timeline=message.timeline,
         policy_step=message.policy_step,
         lease_expire_time=expires if message.HasField("lease_expire_time") else None,
-        prompts=tuple(map(_decode_prompt, message.prompts)),
+        prompts=tuple(
+            _decode_prompt(served, message.batch_id, message.timeline) for served in message.prompts
+        ),
         shortfall=message.shortfall,
     )
 
@@ -136,7 +147,7 @@ def decode_receipt(message: batch_pb2.ReportReceipt) -> Receipt:
     )
 
 
-def _decode_prompt(served: batch_pb2.ServedPrompt) -> ServedPrompt:
+def _decode_prompt(served: batch_pb2.ServedPrompt, batch_id: str, timeline: int) -> ServedPrompt:
     # Filled past the frozen __init__, which takes 1.2 µs a prompt against 0.5.
     prompt, features = served.prompt, served.prompt.features
     decoded = object.__new__(ServedPrompt)
@@ -152,5 +163,7 @@ def _decode_prompt(served: batch_pb2.ServedPrompt) -> ServedPrompt:
         pass_rate=served.pass_rate,
         pass_rate_interval=(served.pass_rate_low, served.pass_rate_high),
         reason=_REASONS.get(served.reason, f"reason-{served.reason}"),
+        batch_id=batch_id,
+        timeline=timeline,
     )
     return decoded

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -11,6 +11,7 @@ import grpc
 
 from curriculum_api.channel import bearer
 from curriculum_api.status import error_from_rpc
+from curriculum_client._attempts import PerAttempt
 from curriculum_client._base import ClientBase
 from curriculum_client._batch import Batch, Receipt
 from curriculum_client._flow import Call, Flow, Sleep
@@ -82,6 +83,48 @@ class TrainerClient(ClientBase):
         return self._run(
             self._core.report(
                 batch,
+                rewards,
+                policy_step=policy_step,
+                token_counts=token_counts,
+                channels=channels,
+                part=part,
+            )
+        )
+
+    def report_attempts(
+        self,
+        leases: Sequence[str | None],
+        rewards: PerAttempt,
+        *,
+        policy_step: int | Sequence[int],
+        token_counts: PerAttempt | None = None,
+        channels: Mapping[str, PerAttempt] | None = None,
+        part: str | int | None = None,
+    ) -> Receipt | None:
+        """Count attempts, one per row, of one batch or of several, by whoever has their leases.
+
+        What `report` does, where rows have lost their batch: in a reward function, another rank or
+        another process. The rows of one lease may be spread over calls.
+
+        Args:
+            leases: Each attempt's `ServedPrompt.lease`. Rows with none or "" are passed over.
+            rewards: Each attempt's; rows with None are passed over.
+            policy_step: The step whose weights made the attempts, of all or of each.
+            token_counts: Tokens that each attempt took.
+            channels: Values of the run's declared channels, one per attempt.
+            part: Names these rows, whoever reports them. Reports of one part count once.
+
+        Returns:
+            What was counted in all; None where something was kept for later.
+
+        Raises:
+            InvalidRequestError: As `report`. Where a batch is refused by the service, this is
+                raised once the rows of the other batches were sent.
+            ConflictError: Likewise.
+        """
+        return self._run(
+            self._core.report_attempts(
+                leases,
                 rewards,
                 policy_step=policy_step,
                 token_counts=token_counts,

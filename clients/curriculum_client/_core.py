@@ -22,8 +22,9 @@ from curriculum_api.v1 import run_pb2
 from curriculum_api.v1 import trainer_service_pb2 as pb
 from curriculum_api.v1.batch_pb2 import Outcomes
 from curriculum_client import _checks, _state
+from curriculum_client._attempts import Origin, PerAttempt, group_attempts
 from curriculum_client._batch import Batch, Receipt, decode_batch
-from curriculum_client._delivery import Delivery
+from curriculum_client._delivery import REFUSED, Delivery
 from curriculum_client._fallback import SeenPrompts
 from curriculum_client._flow import Flow
 from curriculum_client._forks import ProcessLock
@@ -64,6 +65,8 @@ class Core:
 
         Equal reports of both are different attempts, and both must count.
         """
+        # Calls that were under way are another process's, and their numbers free here.
+        self._sequence = Numbers(self._sequence.state())
         if self.settings.reporter is None:
             self._reporter = f"{self.settings.default_reporter()}/{uuid.uuid4().hex}"
 
@@ -133,17 +136,35 @@ class Core:
             self._warn_of_drop(batch)
             return None
         outcomes = build_outcomes(batch, rewards, token_counts=token_counts, channels=channels)
-        origin = (batch.timeline, batch.batch_id)
-        if part is not None:
-            key = content_key((*origin, "part", str(part)), ())
-            pieces = self._pieces(batch, policy_step, outcomes, key)
-            return (yield from self.delivery.report(pieces))
-        key = content_key((*origin, self._reporter, policy_step), outcomes)
-        with self._lock:
-            numbers = self._parts.of(key)
-        with self._claimed(numbers) as number:
-            pieces = self._pieces(batch, policy_step, outcomes, f"{key}-{number}")
-            return (yield from self.delivery.report(pieces))
+        origin = Origin(batch.timeline, batch.batch_id, policy_step)
+        return (yield from self._report(origin, outcomes, part))
+
+    def report_attempts(
+        self,
+        leases: Sequence[str | None],
+        rewards: PerAttempt,
+        *,
+        policy_step: int | Sequence[int],
+        token_counts: PerAttempt | None,
+        channels: Mapping[str, PerAttempt] | None,
+        part: str | int | None,
+    ) -> Flow[Receipt | None]:
+        """Count attempts of any batches, or keep them until the service is back."""
+        reports = group_attempts(
+            leases, rewards, policy_step=policy_step, token_counts=token_counts, channels=channels
+        )
+        total, kept, refusal = Receipt(), False, None
+        for origin, outcomes in reports.items():
+            try:
+                receipt = yield from self._report(origin, outcomes, part)
+            except REFUSED as error:  # one batch's; the others are as good as they were
+                refusal = refusal or error
+                continue
+            kept = kept or receipt is None
+            total += receipt or Receipt()
+        if refusal is not None:
+            raise refusal
+        return None if kept else total
 
     def release(self, batch: Batch) -> Flow[int]:
         """Give back what was not reported."""
@@ -238,16 +259,30 @@ class Core:
                 len(batch),
             )
 
+    def _report(
+        self, origin: Origin, outcomes: Sequence[Outcomes], part: str | int | None
+    ) -> Flow[Receipt | None]:
+        batch = (origin.timeline, origin.batch_id)
+        if part is not None:
+            key = content_key((*batch, "part", str(part)), ())
+            return (yield from self.delivery.report(self._pieces(origin, outcomes, key)))
+        key = content_key((*batch, self._reporter, origin.policy_step), outcomes)
+        with self._lock:
+            numbers = self._parts.of(key)
+        with self._claimed(numbers) as number:
+            pieces = self._pieces(origin, outcomes, f"{key}-{number}")
+            return (yield from self.delivery.report(pieces))
+
     def _pieces(
-        self, batch: Batch, policy_step: int, outcomes: Sequence[Outcomes], name: str
+        self, origin: Origin, outcomes: Sequence[Outcomes], name: str
     ) -> list[pb.ReportOutcomesRequest]:
         return [
             pb.ReportOutcomesRequest(
                 run_id=self.settings.run_id,
                 request_id=f"report-{name}.{piece}" if piece else f"report-{name}",
-                batch_id=batch.batch_id,
-                timeline=batch.timeline,
-                policy_step=policy_step,
+                batch_id=origin.batch_id,
+                timeline=origin.timeline,
+                policy_step=origin.policy_step,
                 outcomes=columns,
             )
             for piece, columns in enumerate(outcomes)

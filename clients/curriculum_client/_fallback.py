@@ -66,7 +66,7 @@ class SeenPrompts:
             policy_step=policy_step,
             lease_expire_time=None,
             prompts=tuple(
-                replace(prompt, slot=slot, reason="uniform-fallback")
+                replace(prompt, slot=slot, reason="uniform-fallback", batch_id="")
                 for slot, prompt in enumerate(drawn)
             ),
             shortfall=_shortfall(len(drawn), prompt_count, len(prompts)),

@@ -38,30 +38,40 @@ def build_outcomes(
         InvalidRequestError: A prompt is not in the batch, a value is not a finite number, or a
             column has other attempts than `rewards`.
     """
-    rewards_by_slot = _by_slot(batch, "rewards", rewards, _to_float)
+    rewards_by_slot = _by_slot(batch, "rewards", rewards, to_float)
     lengths = {slot: len(values) for slot, values in rewards_by_slot.items()}
     slots = [slot for slot, length in lengths.items() for _ in range(length)]
     tokens: list[int] = []
     if token_counts is not None:
-        tokens_by_slot = _by_slot(batch, "token_counts", token_counts, _to_count)
+        tokens_by_slot = _by_slot(batch, "token_counts", token_counts, to_count)
         tokens = _column(batch, "token_counts", tokens_by_slot, lengths)
     named = {}
     for name, values in sorted((channels or {}).items()):
         field = f"channels[{name!r}]"
-        by_slot = _by_slot(batch, field, values, _to_float)
+        by_slot = _by_slot(batch, field, values, to_float)
         named[name] = _column(batch, field, by_slot, lengths)
-    reward_rows = [reward for row in rewards_by_slot.values() for reward in row]
+    return cut(slots, [reward for row in rewards_by_slot.values() for reward in row], tokens, named)
+
+
+def cut(
+    slots: Sequence[int],
+    rewards: Sequence[float],
+    tokens: Sequence[int],
+    channels: Mapping[str, Sequence[float]],
+) -> list[Outcomes]:
+    """Columns of one row per attempt, in pieces that the service takes."""
+    size = MAX_REPORT_ATTEMPTS
     return [
         Outcomes(
-            slots=slots[first : first + MAX_REPORT_ATTEMPTS],
-            rewards=reward_rows[first : first + MAX_REPORT_ATTEMPTS],
-            token_counts=tokens[first : first + MAX_REPORT_ATTEMPTS],
+            slots=slots[first : first + size],
+            rewards=rewards[first : first + size],
+            token_counts=tokens[first : first + size],
             channels={
-                name: ChannelValues(values=rows[first : first + MAX_REPORT_ATTEMPTS])
-                for name, rows in named.items()
+                name: ChannelValues(values=rows[first : first + size])
+                for name, rows in channels.items()
             },
         )
-        for first in range(0, len(slots), MAX_REPORT_ATTEMPTS)
+        for first in range(0, len(slots), size)
     ]
 
 
@@ -88,7 +98,7 @@ def _by_slot(
         slot = _slot(batch, field, key)
         if slot in found:
             raise InvalidRequestError(f"{field}[{key!r}]: the prompt is named twice")
-        found[slot] = [] if row is None else _converted(f"{field}[{key!r}]", row, convert)
+        found[slot] = [] if row is None else converted(f"{field}[{key!r}]", row, convert)
     return {slot: found[slot] for slot in sorted(found) if found[slot]}
 
 
@@ -107,28 +117,35 @@ def _slot(batch: Batch, field: str, key: Any) -> int:
     raise InvalidRequestError(f"{field}[{key!r}]: not a prompt of batch {batch.batch_id!r}")
 
 
-def _converted(field: str, row: Iterable[Any], convert: Callable[[Any], T]) -> list[T]:
+def converted(field: str, row: Iterable[Any], convert: Callable[[Any], T]) -> list[T]:
+    """A row's values, each converted.
+
+    Raises:
+        InvalidRequestError: Naming the field and the attempt.
+    """
     # One transfer for a tensor on a device, where iterating would make one for each element.
     values = row.tolist() if hasattr(row, "tolist") else row
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise InvalidRequestError(f"{field}={values!r}: must be a sequence, one value per attempt")
-    converted = []
+    found = []
     for attempt, value in enumerate(values):
         try:
-            converted.append(convert(value))
+            found.append(convert(value))
         except (TypeError, ValueError, OverflowError) as error:
             raise InvalidRequestError(f"{field}[{attempt}]={value!r}: {error}") from None
-    return converted
+    return found
 
 
-def _to_float(value: Any) -> float:
+def to_float(value: Any) -> float:
+    """A number that a report may carry."""
     number = float(value)
     if not -_MAX_FLOAT32 <= number <= _MAX_FLOAT32:  # also false for NaN
         raise ValueError("must be finite, as float32")
     return number
 
 
-def _to_count(value: Any) -> int:
+def to_count(value: Any) -> int:
+    """A count that a report may carry."""
     number = operator.index(value)
     if not 0 <= number <= _MAX_U32:
         raise ValueError(f"must be in [0, {_MAX_U32}]")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from curriculum_api.channel import TlsConfig
 from curriculum_api.errors import InvalidRequestError
-from curriculum_api.limits import MAX_REQUEST_ID_BYTES
+from curriculum_api.limits import DEFAULT_PORT, MAX_REQUEST_ID_BYTES
 
 OnUnavailable = Literal["raise", "uniform"]
 
@@ -56,3 +58,25 @@ class Settings:
     def default_reporter(self) -> str:
         """Ranks of one launcher report apart: torchrun, accelerate and DeepSpeed set RANK."""
         return f"{self.consumer}/{os.environ.get('RANK', '0')}"
+
+
+def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The constructor arguments that variables name.
+
+    Raises:
+        InvalidRequestError: No run is named, or a file of TLS cannot be read.
+    """
+    run_id = environment.get("CURRICULUM_RUN")
+    if not run_id:
+        raise InvalidRequestError("CURRICULUM_RUN='': must name the run")
+    files = {
+        name: Path(path) if (path := environment.get(f"CURRICULUM_TLS_{name.upper()}")) else None
+        for name in ("ca", "cert", "key")
+    }
+    return {
+        "target": environment.get("CURRICULUM_SERVER", f"localhost:{DEFAULT_PORT}"),
+        "run_id": run_id,
+        "consumer": environment.get("CURRICULUM_CONSUMER", "default"),
+        "token": environment.get("CURRICULUM_TOKEN"),
+        "tls": TlsConfig.from_files(**files),
+    }

@@ -1,0 +1,329 @@
+"""A run's prompts as an endless stream, and what became of them back."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from itertools import compress
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+
+from curriculum_api.errors import CurriculumError, InvalidRequestError, StateError
+from curriculum_client import _forks
+from curriculum_client._attempts import PerAttempt, parse_lease
+from curriculum_client._batch import Batch, Receipt, ServedPrompt
+from curriculum_client._client import TrainerClient
+
+MAX_OPEN_BATCHES = 64
+"""Where others score parts of each batch, a feed may not see when all is scored: it forgets the
+oldest batch instead. No trainer is that far ahead."""
+
+EMPTY_POOL_WAIT_S = 30.0
+"""How long prompts that others hold may take to come back before training fails."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_log = logging.getLogger("curriculum_client")
+
+
+@dataclass
+class _OpenBatch:
+    batch: Batch
+    client_state: dict[str, Any]
+    """The client's, before it asked for the batch."""
+    unscored_count: int = 0
+    """Attempts that this process is still to score."""
+    unspent_count: int = field(init=False)
+    """Attempts that were allotted and not reported from here."""
+    is_begun: bool = False
+    """Whether a part of it was scored; until then it was only fetched ahead."""
+
+    def __post_init__(self) -> None:
+        self.unspent_count = sum(served.attempt_count for served in self.batch)
+
+
+class Feed:
+    """What adapters are made of: batches that follow each other, and reports by lease.
+
+    `next_batch` gives the next prompts together, iterating gives them one by one and for ever; all
+    iterators share one position.
+
+    Look-ahead. As soon as this process has reported its part of a batch, the next one is asked for
+    in the background, while the trainer learns: the choice knows all that was reported until then,
+    and `next_batch` seldom waits. What others fetch ahead, a DataLoader say, is chosen with what
+    was known then. Without `prefetch` each batch is asked for when it is wanted.
+
+    Resuming. `state_dict` is of the oldest batch that nothing of was scored yet: those fetched
+    ahead come again. Save it when you mark a checkpoint, and load it before `rollback`.
+
+    Ranks. Feeds of equal arguments, whose clients have one `consumer` and which report the same
+    steps, are given the same batches. All ranks may go through all of them and report what they
+    scored (`reporter_count`), or each gets its share of every batch (`rank`, `world_size`).
+
+    Feeds pickle and survive forks, without what was asked for in the background; a copy asks for
+    the batches that its original asks for.
+
+    Args:
+        client: Connected to the run.
+        prompt_count: Prompts of a batch, in [1, 4096].
+        rollout_budget: Attempts to spend on a batch, see `TrainerClient.next_batch`.
+        attempts_per_prompt: Attempts that the trainer makes at every prompt whatever it is
+            allotted; None where it makes each prompt's `attempt_count`.
+        prefetch: Whether to ask for the next batch in the background.
+        reporter_count: Processes that each report an equal part of what this feed gives.
+        rank: Of `world_size`, in [0, world_size).
+        world_size: Ranks that share a batch equally; its last prompts are left out where a dry
+            pool gives fewer than a multiple. `prompt_count` must be one.
+    """
+
+    def __init__(
+        self,
+        client: TrainerClient,
+        prompt_count: int,
+        *,
+        rollout_budget: int | None = None,
+        attempts_per_prompt: int | None = None,
+        prefetch: bool = True,
+        reporter_count: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise InvalidRequestError(f"rank={rank}: must be in [0, {world_size - 1}]")
+        if prompt_count % world_size:
+            raise InvalidRequestError(
+                f"prompt_count={prompt_count}: must be a multiple of world_size={world_size}"
+            )
+        self.client = client
+        self.prompt_count = prompt_count
+        self.rollout_budget = rollout_budget
+        self.attempts_per_prompt = attempts_per_prompt
+        self.prefetch = prefetch
+        self.reporter_count = reporter_count
+        self.policy_step = 0
+        """What the next batch is asked for: the newest step reported, or whatever is set here."""
+        self.waited_s = 0.0
+        """Seconds that the caller has waited for the service; set it to 0 at any time."""
+        self._rank = rank
+        self._world_size = world_size
+        self._resumed_steps: deque[int] = deque()
+        """The policy steps of batches that were fetched ahead of the checkpoint resumed from."""
+        self._open: dict[tuple[int, str], _OpenBatch] = {}
+        self._pending: deque[ServedPrompt] = deque()
+        self._ahead: Future[_OpenBatch] | None = None
+        _forks.watch(self)
+
+    def __iter__(self) -> Iterator[ServedPrompt]:
+        while True:
+            if not self._pending:
+                self._pending.extend(self.next_batch())
+            yield self._pending.popleft()
+
+    def next_batch(self) -> Sequence[ServedPrompt]:
+        """The next prompts: `prompt_count` or, where the pool runs dry, fewer, but not none.
+
+        Raises:
+            StateError: There was nothing to serve for half a minute.
+            InvalidRequestError: A prompt is to get fewer attempts than `attempts_per_prompt`.
+        """
+        deadline_s = time.monotonic() + EMPTY_POOL_WAIT_S
+        while True:
+            batch = self._timed(self._take)
+            if share := self._share(batch):
+                return share
+            if time.monotonic() > deadline_s:
+                raise StateError(
+                    f"nothing to serve for {EMPTY_POOL_WAIT_S:.0f} s, with {len(self._open)} "
+                    f"batches of this trainer in flight: {batch.shortfall}"
+                )
+            time.sleep(1.0)
+
+    def report(
+        self,
+        leases: Sequence[str | None],
+        rewards: PerAttempt,
+        *,
+        policy_step: int | None = None,
+        token_counts: PerAttempt | None = None,
+        channels: Mapping[str, PerAttempt] | None = None,
+        part: str | int | None = None,
+    ) -> Receipt | None:
+        """Count attempts, see `TrainerClient.report_attempts`; by default of `policy_step`."""
+        step = self.policy_step if policy_step is None else policy_step
+        rewards = rewards.tolist() if hasattr(rewards, "tolist") else list(rewards)
+        receipt = self._timed(
+            self.client.report_attempts,
+            leases,
+            rewards,
+            policy_step=step,
+            token_counts=token_counts,
+            channels=channels,
+            part=part,
+        )
+        self.policy_step = max(self.policy_step, step)
+        self.settle(leases, [reward is not None for reward in rewards])
+        return receipt
+
+    def settle(self, leases: Sequence[str | None], is_spent: Sequence[bool] | None = None) -> None:
+        """Take note of attempts that were scored, and that were reported where `is_spent`.
+
+        `report` does this. Where another process reports, call it with the leases of what was
+        scored there, or batches count as fetched ahead until they are forgotten.
+        """
+        scored = Counter(lease for lease in leases if lease)
+        spent = scored if is_spent is None else Counter(compress(leases, is_spent))
+        for lease, count in scored.items():
+            timeline, _, batch_id = parse_lease(lease)
+            if entry := self._open.get((timeline, batch_id)):
+                entry.is_begun = True
+                entry.unscored_count -= count
+                entry.unspent_count -= spent[lease]
+        for key, entry in list(self._open.items()):
+            if entry.unscored_count <= 0:
+                del self._open[key]
+                # Attempts that nobody will spend must not keep their leases.
+                if entry.unspent_count > 0 and self.reporter_count == self._world_size == 1:
+                    self._timed(self.client.release, entry.batch)
+                self._ask_ahead()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where a resumed training goes on, for its checkpoint; survives JSON."""
+        ahead = [entry for entry in self._open.values() if not entry.is_begun]
+        resumed_steps = list(self._resumed_steps)
+        if (fetched := self._timed(self._fetched)) is not None:
+            ahead.append(fetched)
+            del resumed_steps[:1]
+        position = ahead[0].client_state if ahead else self.client.state_dict()
+        steps = [entry.batch.policy_step for entry in ahead]
+        return {
+            # Reports of an older timeline are not repeated, so their numbers need not be kept.
+            "client": {**position, "parts": {}},
+            "policy_step": self.policy_step,
+            "policy_steps": [*steps, *resumed_steps],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was called, and forget what was fetched since.
+
+        Raises:
+            InvalidRequestError: The state is of another run or consumer.
+        """
+        self._fetched()  # it takes numbers of the client's
+        self.client.load_state_dict(state["client"])
+        self.policy_step = state["policy_step"]
+        self._resumed_steps = deque(state["policy_steps"])
+        self._forget()
+
+    def close(self) -> None:
+        """Give back what was not scored. The client stays open, and the feed can go on."""
+        if (fetched := self._fetched()) is not None:
+            self._admit(fetched)
+        for entry in self._open.values():
+            try:
+                self.client.release(entry.batch)
+            except CurriculumError as error:  # the leases expire by themselves
+                _log.warning("batch not released batch=%s because=%s", entry.batch.batch_id, error)
+        self._forget()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_ahead": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        _forks.watch(self)
+
+    def after_fork(self) -> None:
+        """Ask again for what was asked for in the background; called in every forked child."""
+        self._ahead = None
+
+    def _forget(self) -> None:
+        self._open.clear()
+        self._pending.clear()
+        self._ahead = None
+
+    def _share(self, batch: Batch) -> Sequence[ServedPrompt]:
+        whole = len(batch) - len(batch) % self._world_size
+        return batch[self._rank : whole : self._world_size]
+
+    def _take(self) -> Batch:
+        ahead, self._ahead = self._ahead, None
+        entry = ahead.result() if ahead else self._ask(self._next_step)
+        self._admit(entry)
+        return entry.batch
+
+    @property
+    def _next_step(self) -> int:
+        """On resuming, batches are asked for as they were the first time."""
+        return self._resumed_steps[0] if self._resumed_steps else self.policy_step
+
+    def _ask_ahead(self) -> None:
+        if self.prefetch and self._ahead is None:
+            self._ahead = Future()
+            arguments = (self._ahead, self._ask, self._next_step)
+            threading.Thread(target=_fulfil, args=arguments, daemon=True).start()
+
+    def _fetched(self) -> _OpenBatch | None:
+        """What was asked for in the background, once it is there; None where that is nothing."""
+        if self._ahead is None or self._ahead.exception():
+            return None
+        entry = self._ahead.result()
+        return None if not entry.batch or entry.batch.is_fallback else entry
+
+    def _ask(self, policy_step: int) -> _OpenBatch:
+        """Changes nothing here, for it runs in the background."""
+        client_state = self.client.state_dict()
+        batch = self.client.next_batch(
+            self.prompt_count, policy_step=policy_step, rollout_budget=self.rollout_budget
+        )
+        least = self.attempts_per_prompt or 0
+        for served in batch:
+            if served.attempt_count < least:
+                self.client.release(batch)
+                raise InvalidRequestError(
+                    f"attempts_per_prompt={least}: prompt {served.prompt_id!r} is to get "
+                    f"{served.attempt_count}; the run's group_size must be {least}"
+                )
+        return _OpenBatch(batch, client_state)
+
+    def _admit(self, entry: _OpenBatch) -> None:
+        if not entry.batch or entry.batch.is_fallback:
+            return
+        if self._resumed_steps:
+            self._resumed_steps.popleft()
+        fixed = self.attempts_per_prompt
+        attempts = sum(fixed or served.attempt_count for served in self._share(entry.batch))
+        entry.unscored_count = -(-attempts // self.reporter_count)
+        self._open[entry.batch.timeline, entry.batch.batch_id] = entry
+        if len(self._open) > MAX_OPEN_BATCHES:
+            del self._open[next(iter(self._open))]
+
+    def _timed(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        started_s = time.perf_counter()
+        try:
+            return call(*args, **kwargs)
+        finally:
+            self.waited_s += time.perf_counter() - started_s
+
+
+def _fulfil(future: Future[_OpenBatch], ask: Callable[[int], _OpenBatch], policy_step: int) -> None:
+    try:
+        future.set_result(ask(policy_step))
+    except BaseException as error:  # the boundary of the thread: whoever waits shall have it
+        future.set_exception(error)
