@@ -1,5 +1,5 @@
-# Needs Python 3.11 or newer and GNU make; everything else goes into .venv, .venv-protos,
-# .venv-deploy and .venv-vllm.
+# Needs Python 3.11 or newer and GNU make; everything else goes into .venv and folders beside it
+# whose names begin alike.
 
 PYTHON ?= python3
 # Test processes side by side.
@@ -48,7 +48,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-vllm test-gpu check lint types contract deployment protos bench bench-overload fuzz chaos bench-pool bench-probe bench-replay bench-worlds bench-learn format constraints clean
+.PHONY: help demo test test-vllm test-adapters test-matrix test-gpu check lint types contract deployment protos bench bench-overload fuzz chaos bench-pool bench-probe bench-replay bench-worlds bench-learn format constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,12 +58,19 @@ demo: $(VENV)/.demo ## set up, then run the demonstration
 
 test: $(VENV)/.dev ## set up, then run every test that needs no GPU
 	@echo "==> pytest"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not gpu and not vllm" $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not gpu and not vllm and not adapter" \
+	  $(ARGS)
 
 test-vllm: $(VLLM_VENV)/.installed ## set up, then test the engine vllm on a CPU; some minutes, 1.5 GB
 	@echo "==> pytest"
 	@VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_BIN)/python -m pytest -m vllm --timeout 900 -W default \
 	  tests/probe/test_vllm.py tests/probe/test_vllm_server.py $(ARGS)
+
+test-adapters: $(VENV)/.dev ## set up, then test each trainer's adapter with it; ARGS='verl atropos'
+	@TORCH_INDEX='$(TORCH_INDEX)' $(BIN)/python -m tests.adapters.main $(ARGS)
+
+test-matrix: $(VENV)/.dev ## set up, then test the client with the oldest and newest of what it meets
+	@$(BIN)/python -m tests.matrix.main $(ARGS)
 
 test-gpu: $(VENV)/.dev ## set up, then test the engines on a CUDA device; see tests/gpu
 	@echo "==> pytest"
@@ -183,7 +190,8 @@ constraints: ## resolve the newest versions of the rest and write them to constr
 	@mv $(SCRATCH)/constraints.txt constraints.txt
 
 clean: ## remove the environments, builds and caches
-	rm -rf $(VENV) $(PROTOS_VENV) $(DEPLOY_VENV) $(VLLM_VENV) $(SCRATCH) dist
+	rm -rf $(VENV) $(PROTOS_VENV) $(DEPLOY_VENV) $(VLLM_VENV) .venv-adapters .venv-matrix
+	rm -rf $(SCRATCH) dist
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -62,27 +62,28 @@ def group_attempts(
     for name, values in sorted((channels or {}).items()):
         columns[f"channels.{name}"] = _column(f"channels[{name!r}]", leases, values, to_float)
     steps = _steps(leases, policy_step)
-    rows: dict[Origin, list[tuple[int, int]]] = defaultdict(list)
-    parsed = {lease: parse_lease(lease) for lease in set(leases) if lease}
+    rows_by_lease: dict[tuple[str, int], list[int]] = defaultdict(list)
     for row, values in enumerate(zip(*columns.values(), strict=True)):
         if (lease := leases[row]) and None not in values:
-            timeline, slot, batch_id = parsed[lease]
-            rows[Origin(timeline, batch_id, steps[row])].append((slot, row))
-    return {origin: _outcomes(sorted(chosen), columns) for origin, chosen in rows.items()}
+            rows_by_lease[lease, steps[row]].append(row)
+    rows_by_slot: dict[Origin, dict[int, list[int]]] = defaultdict(dict)
+    for (lease, step), rows in rows_by_lease.items():
+        timeline, slot, batch_id = parse_lease(lease)
+        rows_by_slot[Origin(timeline, batch_id, step)].setdefault(slot, []).extend(rows)
+    return {origin: _outcomes(rows, columns) for origin, rows in rows_by_slot.items()}
 
 
 def _outcomes(
-    chosen: Sequence[tuple[int, int]], columns: Mapping[str, Sequence[Any]]
+    rows_by_slot: Mapping[int, Sequence[int]], columns: Mapping[str, Sequence[Any]]
 ) -> list[Outcomes]:
-    """Of pairs of a slot and a row."""
-    picked = {name: [column[row] for _, row in chosen] for name, column in columns.items()}
-    named = {
-        name.removeprefix("channels."): values
-        for name, values in picked.items()
-        if name.startswith("channels.")
-    }
+    slots = sorted(rows_by_slot)
+    rows = [row for slot in slots for row in rows_by_slot[slot]]
+    picked = {name: [column[row] for row in rows] for name, column in columns.items()}
     return cut(
-        [slot for slot, _ in chosen], picked["rewards"], picked.get("token_counts", ()), named
+        [slot for slot in slots for _ in rows_by_slot[slot]],
+        picked.pop("rewards"),
+        picked.pop("token_counts", ()),
+        {name.removeprefix("channels."): values for name, values in picked.items()},
     )
 
 
