@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, closing
@@ -26,6 +25,7 @@ from curriculum_server.app import App
 from curriculum_server.config import ServerConfig
 from curriculum_server.store.embedded import EmbeddedValkey
 from curriculum_server.store.inventory import is_permanent
+from tests import waiting
 
 CONFIG = ServerConfig(listen="127.0.0.1:0", metrics="off", drain_s=1)
 OPTIONS = [
@@ -185,12 +185,4 @@ def new_run(stubs: Stubs) -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def wait_until() -> Callable[..., Any]:
     """Waits for something to become true, and gives it."""
-
-    def wait(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
-        deadline = time.monotonic() + timeout_s
-        while not (found := condition()):
-            assert time.monotonic() < deadline, "it did not come true in time"
-            time.sleep(0.01)
-        return found
-
-    return wait
+    return waiting.wait_until

@@ -19,6 +19,7 @@ from curriculum_api.v1.trainer_service_pb2_grpc import (
     add_TrainerServiceServicer_to_server,
 )
 from curriculum_client import AsyncTrainerClient, TrainerClient
+from tests import waiting
 
 POOL_SIZE = 100
 GROUP_SIZE = 4
@@ -199,6 +200,12 @@ class Awaited:
 
     async def __aexit__(self, *exception):
         await asyncio.to_thread(self.client.__exit__, *exception)
+
+
+@pytest.fixture(scope="session")
+def wait_until():
+    """The root's, for where these tests run without the server's packages."""
+    return waiting.wait_until
 
 
 @pytest.fixture
