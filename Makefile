@@ -48,7 +48,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-vllm test-adapters test-matrix test-gpu check lint types contract deployment protos bench bench-overload fuzz chaos bench-pool bench-probe bench-replay bench-worlds bench-learn format constraints clean
+.PHONY: help demo test test-vllm test-adapters test-matrix test-gpu check lint types contract deployment protos bench bench-overload fuzz chaos bench-pool bench-probe bench-trl bench-replay bench-worlds bench-learn format constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -155,8 +155,11 @@ bench-pool: $(VENV)/.dev ## set up, then fill one run until it is large; ARGS='-
 bench-probe: $(VENV)/.dev ## set up, then measure a worker against its engine alone; ARGS=--quick
 	@$(BIN)/python -m tests.bench.bench_probe $(ARGS)
 
+bench-trl: $(VENV)/.dev ## set up, then measure what a TRL trainer waits for the service
+	@$(BIN)/python -m tests.bench.bench_trl $(ARGS)
+
 # As the server sets it, see its main.py.
-bench bench-overload bench-pool bench-probe bench-replay bench-worlds bench-learn: \
+bench bench-overload bench-pool bench-probe bench-trl bench-replay bench-worlds bench-learn: \
   export OPENBLAS_NUM_THREADS := 1
 
 bench-replay: $(VENV)/.dev ## set up, then replay a recorded run: make bench-replay TRACE=FILE

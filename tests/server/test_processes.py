@@ -69,6 +69,11 @@ def test_it_starts_with_a_data_directory_alone_and_says_where_all_is(launch, dat
     assert "server stopped" in process.log
 
 
+def test_a_data_directory_may_be_named_from_the_current_one(launch, tmp_path):
+    launch("--data-dir", os.path.relpath(tmp_path / "here")).wait_until_serving()
+    assert (tmp_path / "here" / "lock").exists()
+
+
 def test_flags_win_over_the_environment_and_that_over_the_file(launch, tmp_path, plain_valkey):
     plain_valkey.start().close()
     path = tmp_path / "server.toml"

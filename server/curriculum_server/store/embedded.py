@@ -45,7 +45,7 @@ class EmbeddedValkey:
     """One supervised Valkey over one data directory."""
 
     def __init__(self, data_dir: Path, appendfsync: str) -> None:
-        self.data_dir = data_dir
+        self.data_dir = data_dir.absolute()  # Valkey changes into it
         self._appendfsync = appendfsync
         self._lock_fd: int | None = None
         self._socket_dir: Path | None = None
