@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from curriculum_api.errors import InvalidRequestError
+from curriculum_api.limits import MAX_BATCH_PROMPTS
 from curriculum_api.v1.batch_pb2 import Outcomes
 from curriculum_client._checks import check_policy_step
-from curriculum_client._outcomes import converted, cut, to_count, to_float
+from curriculum_client._outcomes import MAX_U32, converted, cut, to_count, to_float
 
 PerAttempt = Iterable[Any]
 """One value for each attempt. Arrays and tensors will do."""
@@ -28,19 +30,23 @@ class Origin:
     policy_step: int
 
 
+_LEASE = re.compile(r"(\d{1,10})\.(\d{1,4})\.(.+)", re.ASCII | re.DOTALL)
+
+
 def parse_lease(lease: Any) -> tuple[int, int, str]:
     """Timeline, slot and batch_id of a `ServedPrompt.lease`.
 
     Raises:
         InvalidRequestError: It is none.
     """
-    try:
-        timeline, slot, batch_id = lease.split(".", 2)
-        if batch_id:
-            return int(timeline), int(slot), batch_id
-    except (AttributeError, ValueError):
-        pass
-    raise InvalidRequestError(f"leases: {lease!r}: must be the lease of a served prompt")
+    found = _LEASE.fullmatch(lease) if isinstance(lease, str) else None
+    if found is None or int(found[1]) > MAX_U32 or int(found[2]) >= MAX_BATCH_PROMPTS:
+        raise _no_lease(lease)
+    return int(found[1]), int(found[2]), found[3]
+
+
+def _no_lease(lease: Any) -> InvalidRequestError:
+    return InvalidRequestError(f"leases: {lease!r}: must be the lease of a served prompt")
 
 
 def group_attempts(
@@ -65,6 +71,8 @@ def group_attempts(
     rows_by_lease: dict[tuple[str, int], list[int]] = defaultdict(list)
     for row, values in enumerate(zip(*columns.values(), strict=True)):
         if (lease := leases[row]) and None not in values:
+            if not isinstance(lease, str):
+                raise _no_lease(lease)
             rows_by_lease[lease, steps[row]].append(row)
     rows_by_slot: dict[Origin, dict[int, list[int]]] = defaultdict(dict)
     for (lease, step), rows in rows_by_lease.items():
@@ -99,11 +107,21 @@ def _column(
     return column
 
 
+def is_one(policy_step: int | Sequence[int]) -> TypeGuard[int]:
+    """Whether it is the step of all attempts."""
+    return (
+        not isinstance(policy_step, Sequence)
+        and hasattr(policy_step, "__index__")
+        and (not getattr(policy_step, "shape", ()))
+    )
+
+
 def _steps(leases: Sequence[str | None], policy_step: int | Sequence[int]) -> Sequence[int]:
-    if isinstance(policy_step, int):
-        steps = [policy_step] * len(leases)
+    if is_one(policy_step):
+        steps = [operator.index(policy_step)] * len(leases)
     else:
-        steps = converted("policy_step", policy_step, operator.index)
+        values: Any = policy_step
+        steps = converted("policy_step", values, operator.index)
         if len(steps) != len(leases):
             raise InvalidRequestError(
                 f"policy_step: has {len(steps)} values for {len(leases)} leases"

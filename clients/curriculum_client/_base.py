@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from curriculum_api.channel import TlsConfig
+from curriculum_api.errors import InvalidRequestError
 from curriculum_client import _forks
 from curriculum_client._core import Core
 from curriculum_client._link import Link
@@ -95,7 +96,10 @@ class ClientBase:
         Raises:
             InvalidRequestError: No run is named.
         """
-        client = cls(**(from_environment(os.environ) | options))
+        arguments = from_environment(os.environ) | options
+        if not arguments["run_id"]:
+            raise InvalidRequestError("CURRICULUM_RUN='': must name the run")
+        client = cls(**arguments)
         client.after_fork()
         return client
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from curriculum_api.errors import AlreadyExistsError, CurriculumError
@@ -22,7 +22,7 @@ from curriculum_api.v1 import run_pb2
 from curriculum_api.v1 import trainer_service_pb2 as pb
 from curriculum_api.v1.batch_pb2 import Outcomes
 from curriculum_client import _checks, _state
-from curriculum_client._attempts import Origin, PerAttempt, group_attempts
+from curriculum_client._attempts import Origin, PerAttempt, group_attempts, is_one
 from curriculum_client._batch import Batch, Receipt, decode_batch
 from curriculum_client._delivery import REFUSED, Delivery
 from curriculum_client._fallback import SeenPrompts
@@ -137,7 +137,9 @@ class Core:
             return None
         outcomes = build_outcomes(batch, rewards, token_counts=token_counts, channels=channels)
         origin = Origin(batch.timeline, batch.batch_id, policy_step)
-        return (yield from self._report(origin, outcomes, part))
+        with ExitStack() as claims:
+            name = self._name(claims, origin, outcomes, part)
+            return (yield from self.delivery.report(self._pieces(origin, outcomes, name)))
 
     def report_attempts(
         self,
@@ -154,14 +156,17 @@ class Core:
             leases, rewards, policy_step=policy_step, token_counts=token_counts, channels=channels
         )
         total, kept, refusal = Receipt(), False, None
-        for origin, outcomes in reports.items():
-            try:
-                receipt = yield from self._report(origin, outcomes, part)
-            except REFUSED as error:  # one batch's; the others are as good as they were
-                refusal = refusal or error
-                continue
-            kept = kept or receipt is None
-            total += receipt or Receipt()
+        with ExitStack() as claims:  # whoever repeats a call that failed repeats all its reports
+            for origin, outcomes in reports.items():
+                named = part if part is None or is_one(policy_step) else (part, origin.policy_step)
+                name = self._name(claims, origin, outcomes, named)
+                try:
+                    receipt = yield from self.delivery.report(self._pieces(origin, outcomes, name))
+                except REFUSED as error:  # one batch's; the others are as good as they were
+                    refusal = refusal or error
+                    continue
+                kept = kept or receipt is None
+                total += receipt or Receipt()
         if refusal is not None:
             raise refusal
         return None if kept else total
@@ -259,19 +264,21 @@ class Core:
                 len(batch),
             )
 
-    def _report(
-        self, origin: Origin, outcomes: Sequence[Outcomes], part: str | int | None
-    ) -> Flow[Receipt | None]:
+    def _name(
+        self,
+        claims: ExitStack,
+        origin: Origin,
+        outcomes: Sequence[Outcomes],
+        part: str | int | tuple[str | int, int] | None,
+    ) -> str:
+        """What names this report, for as long as the claims are held."""
         batch = (origin.timeline, origin.batch_id)
         if part is not None:
-            key = content_key((*batch, "part", str(part)), ())
-            return (yield from self.delivery.report(self._pieces(origin, outcomes, key)))
+            return content_key((*batch, "part", str(part)), ())
         key = content_key((*batch, self._reporter, origin.policy_step), outcomes)
         with self._lock:
             numbers = self._parts.of(key)
-        with self._claimed(numbers) as number:
-            pieces = self._pieces(origin, outcomes, f"{key}-{number}")
-            return (yield from self.delivery.report(pieces))
+        return f"{key}-{claims.enter_context(self._claimed(numbers))}"
 
     def _pieces(
         self, origin: Origin, outcomes: Sequence[Outcomes], name: str

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import logging
-import threading
+import operator
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import compress
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
-from curriculum_api.errors import CurriculumError, InvalidRequestError, StateError
-from curriculum_client import _forks
-from curriculum_client._attempts import PerAttempt, parse_lease
+from curriculum_api.errors import (
+    ConflictError,
+    CurriculumError,
+    InvalidRequestError,
+    NotFoundError,
+    StateError,
+)
+from curriculum_client._attempts import PerAttempt, is_one, parse_lease
 from curriculum_client._batch import Batch, Receipt, ServedPrompt
 from curriculum_client._client import TrainerClient
+from curriculum_client._lookahead import Fetched, Lookahead
 
 MAX_OPEN_BATCHES = 64
 """Where others score parts of each batch, a feed may not see when all is scored: it forgets the
@@ -34,10 +39,8 @@ _log = logging.getLogger("curriculum_client")
 
 @dataclass
 class _OpenBatch:
-    batch: Batch
-    client_state: dict[str, Any]
-    """The client's, before it asked for the batch."""
-    unscored_count: int = 0
+    fetched: Fetched
+    unscored_count: int
     """Attempts that this process is still to score."""
     unspent_count: int = field(init=False)
     """Attempts that were allotted and not reported from here."""
@@ -45,7 +48,7 @@ class _OpenBatch:
     """Whether a part of it was scored; until then it was only fetched ahead."""
 
     def __post_init__(self) -> None:
-        self.unspent_count = sum(served.attempt_count for served in self.batch)
+        self.unspent_count = sum(served.attempt_count for served in self.fetched.batch)
 
 
 class Feed:
@@ -66,11 +69,11 @@ class Feed:
     steps, are given the same batches. All ranks may go through all of them and report what they
     scored (`reporter_count`), or each gets its share of every batch (`rank`, `world_size`).
 
-    Feeds pickle and survive forks, without what was asked for in the background; a copy asks for
-    the batches that its original asks for.
+    Feeds pickle and survive forks, which wait for what was asked for in the background; a copy is
+    given the batches that its original is given. Use one from one thread.
 
     Args:
-        client: Connected to the run.
+        client: Connected to the run, and used for batches by this feed alone.
         prompt_count: Prompts of a batch, in [1, 4096].
         rollout_budget: Attempts to spend on a batch, see `TrainerClient.next_batch`.
         attempts_per_prompt: Attempts that the trainer makes at every prompt whatever it is
@@ -94,6 +97,14 @@ class Feed:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        for name, value in [
+            ("prompt_count", prompt_count),
+            ("attempts_per_prompt", attempts_per_prompt),
+            ("reporter_count", reporter_count),
+            ("world_size", world_size),
+        ]:
+            if value is not None and value < 1:
+                raise InvalidRequestError(f"{name}={value}: must be at least 1")
         if not 0 <= rank < world_size:
             raise InvalidRequestError(f"rank={rank}: must be in [0, {world_size - 1}]")
         if prompt_count % world_size:
@@ -102,22 +113,20 @@ class Feed:
             )
         self.client = client
         self.prompt_count = prompt_count
-        self.rollout_budget = rollout_budget
-        self.attempts_per_prompt = attempts_per_prompt
         self.prefetch = prefetch
-        self.reporter_count = reporter_count
         self.policy_step = 0
         """What the next batch is asked for: the newest step reported, or whatever is set here."""
         self.waited_s = 0.0
         """Seconds that the caller has waited for the service; set it to 0 at any time."""
+        self._attempts_per_prompt = attempts_per_prompt
+        self._reporter_count = reporter_count
         self._rank = rank
         self._world_size = world_size
         self._resumed_steps: deque[int] = deque()
         """The policy steps of batches that were fetched ahead of the checkpoint resumed from."""
         self._open: dict[tuple[int, str], _OpenBatch] = {}
         self._pending: deque[ServedPrompt] = deque()
-        self._ahead: Future[_OpenBatch] | None = None
-        _forks.watch(self)
+        self._lookahead = Lookahead(client, prompt_count, rollout_budget)
 
     def __iter__(self) -> Iterator[ServedPrompt]:
         while True:
@@ -137,6 +146,8 @@ class Feed:
             batch = self._timed(self._take)
             if share := self._share(batch):
                 return share
+            if batch:  # too small to be shared
+                self._timed(self.client.release, batch)
             if time.monotonic() > deadline_s:
                 raise StateError(
                     f"nothing to serve for {EMPTY_POOL_WAIT_S:.0f} s, with {len(self._open)} "
@@ -149,25 +160,30 @@ class Feed:
         leases: Sequence[str | None],
         rewards: PerAttempt,
         *,
-        policy_step: int | None = None,
+        policy_step: int | Sequence[int] | None = None,
         token_counts: PerAttempt | None = None,
         channels: Mapping[str, PerAttempt] | None = None,
         part: str | int | None = None,
     ) -> Receipt | None:
         """Count attempts, see `TrainerClient.report_attempts`; by default of `policy_step`."""
-        step = self.policy_step if policy_step is None else policy_step
+        step: Any = self.policy_step if policy_step is None else policy_step
         rewards = rewards.tolist() if hasattr(rewards, "tolist") else list(rewards)
-        receipt = self._timed(
-            self.client.report_attempts,
-            leases,
-            rewards,
-            policy_step=step,
-            token_counts=token_counts,
-            channels=channels,
-            part=part,
-        )
-        self.policy_step = max(self.policy_step, step)
-        self.settle(leases, [reward is not None for reward in rewards])
+        is_spent = [reward is not None for reward in rewards]
+        try:
+            receipt = self._timed(
+                self.client.report_attempts,
+                leases,
+                rewards,
+                policy_step=step,
+                token_counts=token_counts,
+                channels=channels,
+                part=part,
+            )
+        except (ConflictError, NotFoundError, StateError):  # of one batch; the others were sent
+            self.settle(leases, is_spent)
+            raise
+        self.policy_step = max(self.policy_step, *map(int, [step] if is_one(step) else step))
+        self.settle(leases, is_spent)
         return receipt
 
     def settle(self, leases: Sequence[str | None], is_spent: Sequence[bool] | None = None) -> None:
@@ -188,19 +204,25 @@ class Feed:
             if entry.unscored_count <= 0:
                 del self._open[key]
                 # Attempts that nobody will spend must not keep their leases.
-                if entry.unspent_count > 0 and self.reporter_count == self._world_size == 1:
-                    self._timed(self.client.release, entry.batch)
-                self._ask_ahead()
+                if entry.unspent_count > 0 and self._is_alone:
+                    self._timed(self.client.release, entry.fetched.batch)
+                if self.prefetch:
+                    self._lookahead.start(self._next_step)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where a resumed training goes on, for its checkpoint; survives JSON."""
-        ahead = [entry for entry in self._open.values() if not entry.is_begun]
+    def state_dict(self, *, rewind: bool = True) -> dict[str, Any]:
+        """Where a resumed training goes on, for its checkpoint; survives JSON.
+
+        Without `rewind`, for trainers that keep the prompts of batches under way themselves, that
+        is after the newest batch that `next_batch` gave.
+        """
+        entries = self._open.values() if rewind else ()
+        ahead = [entry.fetched for entry in entries if not entry.is_begun]
         resumed_steps = list(self._resumed_steps)
-        if (fetched := self._timed(self._fetched)) is not None:
+        if (fetched := self._timed(self._lookahead.peek)) is not None:
             ahead.append(fetched)
             del resumed_steps[:1]
         position = ahead[0].client_state if ahead else self.client.state_dict()
-        steps = [entry.batch.policy_step for entry in ahead]
+        steps = [fetched.batch.policy_step for fetched in ahead]
         return {
             # Reports of an older timeline are not repeated, so their numbers need not be kept.
             "client": {**position, "parts": {}},
@@ -212,24 +234,33 @@ class Feed:
         """Go on where `state_dict` was called, and forget what was fetched since.
 
         Raises:
-            InvalidRequestError: The state is of another run or consumer.
+            InvalidRequestError: The state is of another run or consumer, or none of a feed.
         """
-        self._fetched()  # it takes numbers of the client's
-        self.client.load_state_dict(state["client"])
-        self.policy_step = state["policy_step"]
-        self._resumed_steps = deque(state["policy_steps"])
-        self._forget()
+        try:
+            client_state, step = {**state["client"]}, operator.index(state["policy_step"])
+            resumed_steps = deque(map(operator.index, state["policy_steps"]))
+        except (KeyError, TypeError) as error:
+            raise InvalidRequestError(f"state: not a feed's state: {error!r}") from error
+        self._lookahead.drop()
+        self.client.load_state_dict(client_state)
+        self._open.clear()
+        self._pending.clear()
+        self.policy_step, self._resumed_steps = step, resumed_steps
 
-    def close(self) -> None:
-        """Give back what was not scored. The client stays open, and the feed can go on."""
-        if (fetched := self._fetched()) is not None:
+    def close(self, *, ranks_ended: bool = False) -> None:
+        """Give back what was not scored. The client stays open, and the feed can go on.
+
+        Where others work on the same batches, nothing is given back unless `ranks_ended`: they all
+        have, or will not report any more.
+        """
+        if (fetched := self._lookahead.peek()) is not None:
             self._admit(fetched)
-        for entry in self._open.values():
-            try:
-                self.client.release(entry.batch)
-            except CurriculumError as error:  # the leases expire by themselves
-                _log.warning("batch not released batch=%s because=%s", entry.batch.batch_id, error)
-        self._forget()
+        self._lookahead.drop()
+        if self._is_alone or ranks_ended:
+            for entry in self._open.values():
+                self._give_back(entry.fetched.batch)
+        self._open.clear()
+        self._pending.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -242,77 +273,50 @@ class Feed:
     ) -> None:
         self.close()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_ahead": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        _forks.watch(self)
-
-    def after_fork(self) -> None:
-        """Ask again for what was asked for in the background; called in every forked child."""
-        self._ahead = None
-
-    def _forget(self) -> None:
-        self._open.clear()
-        self._pending.clear()
-        self._ahead = None
-
-    def _share(self, batch: Batch) -> Sequence[ServedPrompt]:
-        whole = len(batch) - len(batch) % self._world_size
-        return batch[self._rank : whole : self._world_size]
-
-    def _take(self) -> Batch:
-        ahead, self._ahead = self._ahead, None
-        entry = ahead.result() if ahead else self._ask(self._next_step)
-        self._admit(entry)
-        return entry.batch
+    @property
+    def _is_alone(self) -> bool:
+        """Whether all of each batch is scored here."""
+        return self._reporter_count == self._world_size == 1
 
     @property
     def _next_step(self) -> int:
         """On resuming, batches are asked for as they were the first time."""
         return self._resumed_steps[0] if self._resumed_steps else self.policy_step
 
-    def _ask_ahead(self) -> None:
-        if self.prefetch and self._ahead is None:
-            self._ahead = Future()
-            arguments = (self._ahead, self._ask, self._next_step)
-            threading.Thread(target=_fulfil, args=arguments, daemon=True).start()
-
-    def _fetched(self) -> _OpenBatch | None:
-        """What was asked for in the background, once it is there; None where that is nothing."""
-        if self._ahead is None or self._ahead.exception():
-            return None
-        entry = self._ahead.result()
-        return None if not entry.batch or entry.batch.is_fallback else entry
-
-    def _ask(self, policy_step: int) -> _OpenBatch:
-        """Changes nothing here, for it runs in the background."""
-        client_state = self.client.state_dict()
-        batch = self.client.next_batch(
-            self.prompt_count, policy_step=policy_step, rollout_budget=self.rollout_budget
-        )
-        least = self.attempts_per_prompt or 0
-        for served in batch:
+    def _take(self) -> Batch:
+        fetched = self._lookahead.take(self._next_step)
+        least = self._attempts_per_prompt or 0
+        for served in fetched.batch:
             if served.attempt_count < least:
-                self.client.release(batch)
+                self.client.release(fetched.batch)
                 raise InvalidRequestError(
                     f"attempts_per_prompt={least}: prompt {served.prompt_id!r} is to get "
                     f"{served.attempt_count}; the run's group_size must be {least}"
                 )
-        return _OpenBatch(batch, client_state)
+        if fetched.is_leased:
+            self._admit(fetched)
+        return fetched.batch
 
-    def _admit(self, entry: _OpenBatch) -> None:
-        if not entry.batch or entry.batch.is_fallback:
-            return
+    def _admit(self, fetched: Fetched) -> None:
         if self._resumed_steps:
             self._resumed_steps.popleft()
-        fixed = self.attempts_per_prompt
-        attempts = sum(fixed or served.attempt_count for served in self._share(entry.batch))
-        entry.unscored_count = -(-attempts // self.reporter_count)
-        self._open[entry.batch.timeline, entry.batch.batch_id] = entry
+        share = self._share(fetched.batch)
+        attempts = sum(self._attempts_per_prompt or served.attempt_count for served in share)
+        entry = _OpenBatch(fetched, unscored_count=-(-attempts // self._reporter_count))
+        if share:
+            self._open[fetched.batch.timeline, fetched.batch.batch_id] = entry
         if len(self._open) > MAX_OPEN_BATCHES:
             del self._open[next(iter(self._open))]
+
+    def _share(self, batch: Batch) -> Sequence[ServedPrompt]:
+        whole = len(batch) - len(batch) % self._world_size
+        return batch[self._rank : whole : self._world_size]
+
+    def _give_back(self, batch: Batch) -> None:
+        try:
+            self.client.release(batch)
+        except CurriculumError as error:  # the leases expire by themselves
+            _log.warning("batch not released batch=%s because=%s", batch.batch_id, error)
 
     def _timed(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         started_s = time.perf_counter()
@@ -320,10 +324,3 @@ class Feed:
             return call(*args, **kwargs)
         finally:
             self.waited_s += time.perf_counter() - started_s
-
-
-def _fulfil(future: Future[_OpenBatch], ask: Callable[[int], _OpenBatch], policy_step: int) -> None:
-    try:
-        future.set_result(ask(policy_step))
-    except BaseException as error:  # the boundary of the thread: whoever waits shall have it
-        future.set_exception(error)

@@ -23,7 +23,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "1")
 
 
 class Forkable(Protocol):
-    """Something with per-process state."""
+    """Something with per-process state. It may have a `before_fork` too."""
 
     def after_fork(self) -> None:
         """Forget, in the child, what belongs to the parent."""
@@ -64,7 +64,7 @@ _stranded = ""
 def install() -> None:
     """Arrange for children to forget. Systems without fork need nothing."""
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_after_in_child)
+        os.register_at_fork(before=_before, after_in_child=_after_in_child)
 
 
 def watch(forkable: Forkable) -> None:
@@ -83,6 +83,15 @@ def before_connecting(*, by_asyncio: bool) -> None:
         raise StateError(_stranded)
     _connected = True
     _connected_by_asyncio = _connected_by_asyncio or by_asyncio
+
+
+def _before() -> None:
+    for forkable in list(_watched):
+        getattr(forkable, "before_fork", _nothing)()
+
+
+def _nothing() -> None:
+    """What most do before a fork."""
 
 
 def _after_in_child() -> None:

@@ -20,7 +20,7 @@ A prompt without values, or with None, is not part of the report. Arrays and ten
 """
 
 _MAX_FLOAT32 = 3.4028234663852886e38
-_MAX_U32 = 2**32 - 1
+MAX_U32 = 2**32 - 1
 
 T = TypeVar("T", int, float)
 
@@ -147,8 +147,8 @@ def to_float(value: Any) -> float:
 def to_count(value: Any) -> int:
     """A count that a report may carry."""
     number = operator.index(value)
-    if not 0 <= number <= _MAX_U32:
-        raise ValueError(f"must be in [0, {_MAX_U32}]")
+    if not 0 <= number <= MAX_U32:
+        raise ValueError(f"must be in [0, {MAX_U32}]")
     return number
 
 

@@ -61,22 +61,19 @@ class Settings:
 
 
 def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """The constructor arguments that variables name.
+    """The constructor arguments that variables name; an empty one names nothing.
 
     Raises:
-        InvalidRequestError: No run is named, or a file of TLS cannot be read.
+        InvalidRequestError: A file of TLS cannot be read.
     """
-    run_id = environment.get("CURRICULUM_RUN")
-    if not run_id:
-        raise InvalidRequestError("CURRICULUM_RUN='': must name the run")
     files = {
         name: Path(path) if (path := environment.get(f"CURRICULUM_TLS_{name.upper()}")) else None
         for name in ("ca", "cert", "key")
     }
     return {
-        "target": environment.get("CURRICULUM_SERVER", f"localhost:{DEFAULT_PORT}"),
-        "run_id": run_id,
-        "consumer": environment.get("CURRICULUM_CONSUMER", "default"),
-        "token": environment.get("CURRICULUM_TOKEN"),
+        "target": environment.get("CURRICULUM_SERVER") or f"localhost:{DEFAULT_PORT}",
+        "run_id": environment.get("CURRICULUM_RUN", ""),
+        "consumer": environment.get("CURRICULUM_CONSUMER") or "default",
+        "token": environment.get("CURRICULUM_TOKEN") or None,
         "tls": TlsConfig.from_files(**files),
     }

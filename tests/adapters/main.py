@@ -4,7 +4,8 @@
     make test-adapters ARGS='verl atropos'      # some
 
 An environment is a file in `requirements`: pip's, with lines that pip takes for comments.
-`# tests: FILE…` names the tests; `# then: ARGUMENTS` is one more call of `pip install`.
+`# tests: FILE…` names the tests; `# then: ARGUMENTS` is one more call of `pip install`, in which
+`{site}` is the environment's folder of packages.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import shlex
 import sys
+import sysconfig
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +45,14 @@ class Trainer:
     def passes(self, arguments: list[str]) -> bool:
         """Whether they pass; makes the environment if it is new."""
         file = REQUIREMENTS / f"{self.name}.txt"
+        folder = ROOT / ".venv-adapters" / self.name
+        site = sysconfig.get_path("purelib", vars={"base": str(folder)})
         installs = [
             torch_first(os.environ.get("TORCH_INDEX", "")),
             ["-r", str(file.relative_to(ROOT)), "-e", ".[server]", *TOOLS],
-            *([*shlex.split(line)] for line in self.said("then")),
+            *(shlex.split(line.format(site=site)) for line in self.said("then")),
         ]
-        environment = Environment(ROOT / ".venv-adapters" / self.name, installs)
+        environment = Environment(folder, installs)
         environment.prepare()
         # Trainers' own warnings are not ours to make errors of.
         options = ["-p", "no:cacheprovider", "-W", "default", "--timeout", "600"]

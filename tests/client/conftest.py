@@ -18,7 +18,8 @@ from curriculum_api.v1.trainer_service_pb2_grpc import (
     TrainerServiceServicer,
     add_TrainerServiceServicer_to_server,
 )
-from curriculum_client import AsyncTrainerClient, TrainerClient
+from curriculum_client import AsyncTrainerClient, Feed, TrainerClient
+from curriculum_client.testing import FakeCurriculum
 from tests import waiting
 
 POOL_SIZE = 100
@@ -182,7 +183,15 @@ class FakeServer:
 class Awaited:
     """A TrainerClient whose calls are awaited, so that one test serves both clients."""
 
-    CALLS = ("next_batch", "report", "release", "publish_policy", "checkpoint", "rollback")
+    CALLS = (
+        "next_batch",
+        "report",
+        "report_attempts",
+        "release",
+        "publish_policy",
+        "checkpoint",
+        "rollback",
+    )
     ENDS = ("flush", "close")
 
     def __init__(self, client):
@@ -253,3 +262,37 @@ def client_log(caplog):
 def all_rewards():
     """Two passes and two fails for every prompt."""
     return lambda batch: {prompt.prompt_id: [1.0, 0.0, 1.0, 0.0] for prompt in batch}
+
+
+@pytest.fixture
+def fake():
+    with FakeCurriculum([f"{n} + 1" for n in range(48)], group_size=4) as fake:
+        yield fake
+
+
+@pytest.fixture
+def make_client(fake):
+    """Makes clients that give up at once."""
+    clients = []
+
+    def make(**options):
+        clients.append(fake.client(**{"retry_s": 0, **options}))
+        return clients[-1]
+
+    yield make
+    fake.come_back()
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def make_feed(make_client):
+    def make(prompt_count=4, client=None, **options):
+        return Feed(client or make_client(), prompt_count, **options)
+
+    return make
+
+
+@pytest.fixture
+def feed(make_feed):
+    return make_feed()

@@ -1,0 +1,1 @@
+"""Imported by OpenRLHF and not called here; it needs CUDA."""
