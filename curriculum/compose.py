@@ -78,7 +78,7 @@ def compose_batch(
     strategy = STRATEGIES[config.strategy]
     learned = domain_shares(config, pool.domains, model)
     shares = learned if strategy.reserves else config.domain_shares  # uniform follows nothing
-    draft = Draft(pool, config, prompt_count, resting=strategy.reserves, shares=shares)
+    draft = Draft(pool, config, prompt_count, rng=rng, resting=strategy.reserves, shares=shares)
     task = _Task(draft, pool, model, config, strategy, rng)
     if strategy.reserves and len(pool):
         _reserve(task)

@@ -27,6 +27,7 @@ class Draft:
         config: SelectionConfig,
         prompt_count: int,
         *,
+        rng: np.random.Generator,
         resting: bool,
         shares: Mapping[str, float],
     ) -> None:
@@ -37,7 +38,7 @@ class Draft:
         rest_steps = min(config.rest_steps, len(pool) // (_RESTING_SHARE * max(prompt_count, 1)))
         rested_step = max(pool.policy_step - rest_steps, -1)  # -1: never served is rested
         self._latest_step = rested_step if resting and rest_steps else _NEVER_RESTING
-        self._share_D, self.left_K = domain_places(pool.domains, shares, prompt_count)
+        self._share_D, self.left_K = domain_places(pool.domains, shares, prompt_count, rng)
         self._indices: list[Ints] = []
         self._reasons: list[Bytes] = []
 
@@ -109,18 +110,27 @@ class Draft:
 
 
 def domain_places(
-    domains: tuple[str, ...], shares_by_name: Mapping[str, float], prompt_count: int
+    domains: tuple[str, ...],
+    shares_by_name: Mapping[str, float],
+    prompt_count: int,
+    rng: np.random.Generator,
 ) -> tuple[Ints, Ints]:
-    """Places of each listed domain by largest remainder; the last share is of all other domains.
+    """Places of each listed domain, its share on average; the last share is of all other domains.
+
+    The quotas are laid end to end, and a place falls to whichever lies at u, u + 1, u + 2, … for
+    one uniform u: each share gets its quota rounded up or down, and shares of less than a place
+    get one in so many batches. Rounding to the nearest would never serve them.
+
+    Source: Madow (1949), Ann. Math. Stat. 20:333-354, systematic sampling.
 
     Returns:
         share_D, the number of each domain's share, and places_K, which sum to `prompt_count`.
     """
     listed = {name: number for number, name in enumerate(shares_by_name)}
     shares = [*shares_by_name.values()]
-    quota_K = np.array([*shares, max(1.0 - sum(shares), 0.0)]) * prompt_count
-    places_K = quota_K.astype(np.int64)
-    by_remainder = np.argsort(places_K - quota_K, kind="stable")
-    places_K[by_remainder[: prompt_count - places_K.sum()]] += 1
+    quota_K = np.array([*shares, max(1.0 - sum(shares), 0.0)])
+    ends_K = np.cumsum(quota_K) / quota_K.sum() * prompt_count
+    ends_K[-1] = prompt_count  # whatever the sum was rounded to
+    places_K = np.diff(np.floor(ends_K + rng.random()).astype(np.int64), prepend=0)
     share_D = np.array([listed.get(name, len(listed)) for name in domains], dtype=np.int64)
     return share_D, places_K

@@ -27,7 +27,7 @@ from tests.adapters.contract import recorded
 
 GROUP_SIZE = 4
 SELECTION = {"group_size": GROUP_SIZE, "reach_attempt_factor": 1}
-EXAMPLE = Path(__file__).parents[2] / "clients/examples/prime_rl.py"
+EXAMPLE = Path(__file__).parents[2] / "clients/examples/train_prime_rl.py"
 
 
 class Orchestrator:

@@ -1,7 +1,7 @@
 """Where prime-rl's orchestrator is given its tasks by the curriculum.
 
     curriculum-server &
-    CURRICULUM_RUN=math python clients/examples/prime_rl.py
+    CURRICULUM_RUN=math python clients/examples/train_prime_rl.py
 
 `Orchestrator` stands for prime-rl's, with made-up rollouts and in as few lines as show when a
 sampler is called; prime-rl itself is not needed. Lines that end in `# curriculum` are what goes
@@ -49,13 +49,12 @@ class Orchestrator:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=20)
-    orchestrator, args = Orchestrator(), parser.parse_args()
+    made, args = Orchestrator(), parser.parse_args()
     client = TrainerClient.from_environment()  # curriculum
     feed = Feed(client, EXAMPLES_PER_STEP, attempts_per_prompt=ROLLOUTS_PER_EXAMPLE)  # curriculum
-    sampler = CurriculumTaskSampler(feed, policy_step=lambda: orchestrator.step)  # curriculum
-    orchestrator.sampler = sampler
+    made.sampler = CurriculumTaskSampler(feed, policy_step=lambda: made.step)  # curriculum
     with client, feed:
-        orchestrator.run(args.steps)
+        made.run(args.steps)
 
 
 if __name__ == "__main__":

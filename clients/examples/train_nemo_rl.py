@@ -1,6 +1,6 @@
 """What NeMo-RL's examples/run_grpo.py imports to train on a run of the curriculum.
 
-    from nemo_rl_example import MathActor, curriculum_dataloader
+    from train_nemo_rl import MathActor, curriculum_dataloader
 
     environments = {"math": MathActor.remote(config["env"]["math"])}
     ...                                     # as it was, up to and with setup(...)
