@@ -57,15 +57,7 @@ class Environment:
         print(f"==> {self.folder.relative_to(ROOT)}: a new environment", flush=True)
         subprocess.run([self.interpreter, "-m", "venv", self.folder], check=True)
         for arguments in self.installs:
-            self.run(
-                "-m",
-                "pip",
-                "--disable-pip-version-check",
-                "--no-input",
-                "install",
-                "-qq",
-                *arguments,
-            )
+            self.run("-m", "pip", *PIP_OPTIONS, "install", "-qq", *arguments)
         stamp.write_text(digest)
 
     def run(self, *arguments: str | Path, check: bool = True) -> int:

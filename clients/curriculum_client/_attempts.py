@@ -102,9 +102,13 @@ def _column(
         return None if value is None else convert(value)
 
     column: list[T | None] = converted(field, values, optional)
+    _check_length(field, column, leases)
+    return column
+
+
+def _check_length(field: str, column: Sequence[Any], leases: Sequence[str | None]) -> None:
     if len(column) != len(leases):
         raise InvalidRequestError(f"{field}: has {len(column)} values for {len(leases)} leases")
-    return column
 
 
 def is_one(policy_step: int | Sequence[int]) -> TypeGuard[int]:
@@ -112,7 +116,7 @@ def is_one(policy_step: int | Sequence[int]) -> TypeGuard[int]:
     return (
         not isinstance(policy_step, Sequence)
         and hasattr(policy_step, "__index__")
-        and (not getattr(policy_step, "shape", ()))
+        and not getattr(policy_step, "shape", ())
     )
 
 
@@ -122,10 +126,7 @@ def _steps(leases: Sequence[str | None], policy_step: int | Sequence[int]) -> Se
     else:
         values: Any = policy_step
         steps = converted("policy_step", values, operator.index)
-        if len(steps) != len(leases):
-            raise InvalidRequestError(
-                f"policy_step: has {len(steps)} values for {len(leases)} leases"
-            )
+        _check_length("policy_step", steps, leases)
     for step in set(steps):
         check_policy_step(step)
     return steps

@@ -7,7 +7,6 @@ import operator
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import compress
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
@@ -19,10 +18,11 @@ from curriculum_api.errors import (
     NotFoundError,
     StateError,
 )
-from curriculum_client._attempts import PerAttempt, is_one, parse_lease
+from curriculum_client._attempts import PerAttempt, is_one
 from curriculum_client._batch import Batch, Receipt, ServedPrompt
 from curriculum_client._client import TrainerClient
 from curriculum_client._lookahead import Fetched, Lookahead
+from curriculum_client._open_batches import OpenBatches, check_attempts
 
 MAX_OPEN_BATCHES = 64
 """Where others score parts of each batch, a feed may not see when all is scored: it forgets the
@@ -35,20 +35,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _log = logging.getLogger("curriculum_client")
-
-
-@dataclass
-class _OpenBatch:
-    fetched: Fetched
-    unscored_count: int
-    """Attempts that this process is still to score."""
-    unspent_count: int = field(init=False)
-    """Attempts that were allotted and not reported from here."""
-    is_begun: bool = False
-    """Whether a part of it was scored; until then it was only fetched ahead."""
-
-    def __post_init__(self) -> None:
-        self.unspent_count = sum(served.attempt_count for served in self.fetched.batch)
 
 
 class Feed:
@@ -124,7 +110,7 @@ class Feed:
         self._world_size = world_size
         self._resumed_steps: deque[int] = deque()
         """The policy steps of batches that were fetched ahead of the checkpoint resumed from."""
-        self._open: dict[tuple[int, str], _OpenBatch] = {}
+        self._open = OpenBatches()
         self._pending: deque[ServedPrompt] = deque()
         self._lookahead = Lookahead(client, prompt_count, rollout_budget)
 
@@ -194,20 +180,12 @@ class Feed:
         """
         scored = Counter(lease for lease in leases if lease)
         spent = scored if is_spent is None else Counter(compress(leases, is_spent))
-        for lease, count in scored.items():
-            timeline, _, batch_id = parse_lease(lease)
-            if entry := self._open.get((timeline, batch_id)):
-                entry.is_begun = True
-                entry.unscored_count -= count
-                entry.unspent_count -= spent[lease]
-        for key, entry in list(self._open.items()):
-            if entry.unscored_count <= 0:
-                del self._open[key]
-                # Attempts that nobody will spend must not keep their leases.
-                if entry.unspent_count > 0 and self._is_alone:
-                    self._timed(self.client.release, entry.fetched.batch)
-                if self.prefetch:
-                    self._lookahead.start(self._next_step)
+        for entry in self._open.settle(scored, spent):
+            # Attempts that nobody will spend must not keep their leases.
+            if entry.unspent_count > 0 and self._is_alone:
+                self._timed(self.client.release, entry.batch)
+            if self.prefetch:
+                self._lookahead.start(self._next_step)
 
     def state_dict(self, *, rewind: bool = True) -> dict[str, Any]:
         """Where a resumed training goes on, for its checkpoint; survives JSON.
@@ -215,8 +193,8 @@ class Feed:
         Without `rewind`, for trainers that keep the prompts of batches under way themselves, that
         is after the newest batch that `next_batch` gave.
         """
-        entries = self._open.values() if rewind else ()
-        ahead = [entry.fetched for entry in entries if not entry.is_begun]
+        entries = self._open if rewind else ()
+        ahead: list[Any] = [entry for entry in entries if not entry.is_begun]
         resumed_steps = list(self._resumed_steps)
         if (fetched := self._timed(self._lookahead.peek)) is not None:
             ahead.append(fetched)
@@ -257,8 +235,8 @@ class Feed:
             self._admit(fetched)
         self._lookahead.drop()
         if self._is_alone or ranks_ended:
-            for entry in self._open.values():
-                self._give_back(entry.fetched.batch)
+            for entry in self._open:
+                self._give_back(entry.batch)
         self._open.clear()
         self._pending.clear()
 
@@ -285,14 +263,11 @@ class Feed:
 
     def _take(self) -> Batch:
         fetched = self._lookahead.take(self._next_step)
-        least = self._attempts_per_prompt or 0
-        for served in fetched.batch:
-            if served.attempt_count < least:
-                self.client.release(fetched.batch)
-                raise InvalidRequestError(
-                    f"attempts_per_prompt={least}: prompt {served.prompt_id!r} is to get "
-                    f"{served.attempt_count}; the run's group_size must be {least}"
-                )
+        try:
+            check_attempts(fetched.batch, self._attempts_per_prompt or 0)
+        except InvalidRequestError:
+            self.client.release(fetched.batch)
+            raise
         if fetched.is_leased:
             self._admit(fetched)
         return fetched.batch
@@ -302,11 +277,11 @@ class Feed:
             self._resumed_steps.popleft()
         share = self._share(fetched.batch)
         attempts = sum(self._attempts_per_prompt or served.attempt_count for served in share)
-        entry = _OpenBatch(fetched, unscored_count=-(-attempts // self._reporter_count))
         if share:
-            self._open[fetched.batch.timeline, fetched.batch.batch_id] = entry
+            unscored_count = -(-attempts // self._reporter_count)
+            self._open.add(fetched.batch, unscored_count, fetched.client_state)
         if len(self._open) > MAX_OPEN_BATCHES:
-            del self._open[next(iter(self._open))]
+            self._open.forget_oldest()
 
     def _share(self, batch: Batch) -> Sequence[ServedPrompt]:
         whole = len(batch) - len(batch) % self._world_size

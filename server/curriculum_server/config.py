@@ -16,7 +16,7 @@ from curriculum_api.limits import DEFAULT_PORT
 ENVIRONMENT_PREFIX = "CURRICULUM_"
 FOREIGN_VARIABLES = frozenset(
     f"CURRICULUM_{name}"
-    for name in "SERVER RUN CONSUMER TOKEN TLS_CA TLS_CERT TLS_KEY CONFIG".split()
+    for name in ("SERVER", "RUN", "CONSUMER", "TOKEN", "TLS_CA", "TLS_CERT", "TLS_KEY", "CONFIG")
 )
 """Read by the clients, or to find the TOML file."""
 LOG_LEVELS = ("debug", "info", "warning", "error")

@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -198,3 +198,39 @@ def make_env(
     )
     kind.client = client
     return kind(BaseEnvConfig(**settings | config), [served])
+
+
+async def finish(env: SumEnv) -> None:
+    """Waits for an environment's rollouts, and for what it reports."""
+    await asyncio.gather(*env.workers, return_exceptions=True)
+    await env._supply.drain()
+
+
+async def begin(env: SumEnv, count: int) -> None:
+    """Has `count` items rolled out, as env_manager does."""
+    if not hasattr(env, "asked"):
+        await env.setup()
+    env.config.batch_size, env.max_num_workers = GROUP_SIZE * count, count
+    env.status_dict = {"queue_size": 0, "self_queue_size": 0}
+    await env.add_train_workers()
+
+
+async def run_to_the_end(env: SumEnv, folder: Path, first_step: int = 0) -> Trainer:
+    """Runs an environment for its total_steps, under an API server of its own."""
+    with api_server(folder) as url:
+        env.config.rollout_server_url = url
+        async with training(url, folder, first_step) as trainer:
+            await env.env_manager()
+    return trainer
+
+
+@asynccontextmanager
+async def training(url: str, folder: Path, first_step: int = 0) -> AsyncIterator[Trainer]:
+    """A trainer that takes batches meanwhile."""
+    trainer = Trainer(url, folder, first_step)
+    await trainer.register()
+    task = asyncio.create_task(trainer.train())
+    try:
+        yield trainer
+    finally:
+        task.cancel()

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,21 @@ import pytest
 
 from curriculum_api.errors import InvalidRequestError, StateError
 from curriculum_api.v1 import operator_service_pb2 as op
-from curriculum_api.v1.stats_pb2 import RunStats
 from curriculum_client import AsyncTrainerClient
-from curriculum_client.adapters import atropos
+from curriculum_client.adapters import _atropos_supply, atropos
 from curriculum_client.testing import FakeCurriculum
 from tests.adapters.atropos_world import (
     GROUP_SIZE,
     GROUPS_PER_BATCH,
     SumEnv,
-    Trainer,
     api_server,
+    begin,
+    finish,
     inference_server,
     make_env,
+    run_to_the_end,
     save_tokenizer,
+    training,
 )
 
 pytestmark = [pytest.mark.adapter, pytest.mark.filterwarnings("ignore")]  # of Atropos
@@ -46,11 +47,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
 
 
 @pytest.fixture
-def stats(stubs: Any) -> Callable[[str], RunStats]:
-    return lambda run_id: stubs.operator.GetStats(op.GetStatsRequest(run_id=run_id)).stats
-
-
-@pytest.fixture
 async def env(server: Any, world: dict[str, Any]) -> AsyncIterator[Callable[..., SumEnv]]:
     """Makes environments of a run."""
     made: list[SumEnv] = []
@@ -63,42 +59,6 @@ async def env(server: Any, world: dict[str, Any]) -> AsyncIterator[Callable[...,
     yield make
     for env in made:
         await env.client.close()
-
-
-async def finish(env: SumEnv) -> None:
-    """Waits for an environment's rollouts, and for what it reports."""
-    await asyncio.gather(*env.workers, return_exceptions=True)
-    while env._supply._tasks:
-        await asyncio.wait(env._supply._tasks)
-
-
-async def begin(env: SumEnv, count: int) -> None:
-    """Has `count` items rolled out, as env_manager does."""
-    if not hasattr(env, "asked"):
-        await env.setup()
-    env.config.batch_size, env.max_num_workers = GROUP_SIZE * count, count
-    env.status_dict = {"queue_size": 0, "self_queue_size": 0}
-    await env.add_train_workers()
-
-
-async def run_to_the_end(env: SumEnv, folder: Path, first_step: int = 0) -> Trainer:
-    """Runs an environment for its total_steps, under an API server of its own."""
-    with api_server(folder) as url:
-        env.config.rollout_server_url = url
-        async with training(url, folder, first_step) as trainer:
-            await env.env_manager()
-    return trainer
-
-
-@asynccontextmanager
-async def training(url: str, folder: Path, first_step: int = 0) -> AsyncIterator[Trainer]:
-    trainer = Trainer(url, folder, first_step)
-    await trainer.register()
-    task = asyncio.create_task(trainer.train())
-    try:
-        yield trainer
-    finally:
-        task.cancel()
 
 
 async def test_every_group_is_reported_once_also_those_that_atropos_drops(
@@ -324,11 +284,11 @@ async def test_the_service_is_not_asked_all_the_time_while_the_pool_is_dry(world
 
 
 async def test_a_dry_pool_is_waited_for_by_atropos(new_run, env, monkeypatch) -> None:
-    monkeypatch.setattr(atropos, "ASK_AGAIN_S", 0.0)
+    monkeypatch.setattr(_atropos_supply, "ASK_AGAIN_S", 0.0)
     served = env(new_run(2, selection=SELECTION))
     await served.setup()
     first, second = await served.get_next_item(), await served.get_next_item()
-    monkeypatch.setattr(atropos, "EMPTY_POOL_WAIT_S", 0.0)
+    monkeypatch.setattr(_atropos_supply, "EMPTY_POOL_WAIT_S", 0.0)
     assert await served.get_next_item() is None  # its own rollouts hold the pool
     for item in (first, second):
         served.report_scores(item, [1.0, 0.0] * 2)
@@ -339,7 +299,7 @@ async def test_a_dry_pool_is_waited_for_by_atropos(new_run, env, monkeypatch) ->
 async def test_a_pool_that_others_hold_ends_the_environment_with_the_reason(
     new_run, env, monkeypatch
 ) -> None:
-    monkeypatch.setattr(atropos, "EMPTY_POOL_WAIT_S", 0.0)
+    monkeypatch.setattr(_atropos_supply, "EMPTY_POOL_WAIT_S", 0.0)
     served = env(new_run(0))
     await served.setup()
     with pytest.raises(StateError, match="nothing to serve for 0 s: "):
@@ -350,7 +310,7 @@ async def test_fewer_attempts_than_group_size_are_refused(new_run, env, stats) -
     run_id = new_run(50, selection={"group_size": 2, "reach_attempt_factor": 1})
     served = env(run_id)
     await served.setup()
-    with pytest.raises(InvalidRequestError, match=r"group_size=4: .* is to get 2 attempts"):
+    with pytest.raises(InvalidRequestError, match=r"attempts_per_prompt=4: .* is to get 2"):
         await served.get_next_item()
     assert stats(run_id).leased_prompt_count == 0
 
@@ -430,7 +390,7 @@ async def test_the_example_runs(new_run, stats, server, world, tmp_path) -> None
     options = {
         "env.tokenizer_name": world["tokenizer"],
         "env.group_size": GROUP_SIZE,
-        "env.total_steps": 5,
+        "env.total_steps": 13,  # three chances to evaluate: Atropos misses one that it steps over
         "env.steps_per_eval": 4,
         "openai.base_url": world["inference"],
         "openai.model_name": "tiny",
@@ -448,16 +408,10 @@ async def test_the_example_runs(new_run, stats, server, world, tmp_path) -> None
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                timeout=40,
+                timeout=240,
             )
     assert ended.returncode == 0, ended.stdout
     assert re.search(r"step \d+: \d of 3 right", ended.stdout)
     assert len(trainer.batches) >= 3
     assert stats(run_id).group_count > stats(run_id).mixed_group_count > 0
     assert stats(run_id).leased_prompt_count == 0
-
-
-def test_the_example_marks_at_most_three_lines() -> None:
-    lines = EXAMPLE.read_text("utf-8").splitlines()
-    marked = [line for line in lines if line.endswith("  # curriculum") and "import" not in line]
-    assert 1 <= len(marked) <= 3

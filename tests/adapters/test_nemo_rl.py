@@ -9,12 +9,9 @@ from typing import NamedTuple
 
 import pytest
 
-from curriculum_api.v1 import operator_service_pb2 as op
 from curriculum_client import InvalidRequestError, TrainerClient
-from curriculum_client.adapters import _process
 from curriculum_client.adapters.nemo_rl import MARK, CurriculumDataloader, reporting
-
-from .contract import parameters_of, recorded
+from tests.adapters.contract import parameters_of, recorded
 
 PROMPT_COUNT = 4
 GROUP_SIZE = 4
@@ -108,16 +105,10 @@ def texts(batch):
 
 
 @pytest.fixture
-def run_id(server, new_run, monkeypatch):
-    selection = {"group_size": GROUP_SIZE, "reach_attempt_factor": 1}
-    run_id = new_run(64, selection=selection)
-    monkeypatch.setenv("CURRICULUM_RUN", run_id)
-    monkeypatch.setenv("CURRICULUM_SERVER", server.address)
-    _process.client.cache_clear()
-    yield run_id
-    if _process.client.cache_info().currsize:
-        _process.client().close()
-    _process.client.cache_clear()
+def run_id(new_run, use):
+    run_id = new_run(64, selection={"group_size": GROUP_SIZE, "reach_attempt_factor": 1})
+    use(run_id)
+    return run_id
 
 
 @pytest.fixture
@@ -135,8 +126,8 @@ def new_dataloader(run_id):
 
 
 @pytest.fixture
-def stats(stubs, run_id):
-    return lambda: stubs.operator.GetStats(op.GetStatsRequest(run_id=run_id)).stats
+def stats(stats, run_id):
+    return lambda: stats(run_id)
 
 
 def test_the_environment_has_the_methods_that_nemo_rl_calls():

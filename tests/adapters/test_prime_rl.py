@@ -18,8 +18,6 @@ from typing import Any
 import pytest
 
 from curriculum_api.errors import InvalidRequestError
-from curriculum_api.v1 import operator_service_pb2 as op
-from curriculum_api.v1.stats_pb2 import RunStats
 from curriculum_client import Feed, TrainerClient
 from curriculum_client.adapters.prime_rl import CurriculumTaskSampler
 from curriculum_client.testing import FakeCurriculum
@@ -54,11 +52,6 @@ class Orchestrator:
 
 def group(task: dict[str, Any], rewards: list[Any]) -> list[dict[str, Any]]:
     return [{"example_id": task["example_id"], "reward": reward} for reward in rewards]
-
-
-@pytest.fixture
-def stats(stubs: Any) -> Callable[[str], RunStats]:
-    return lambda run_id: stubs.operator.GetStats(op.GetStatsRequest(run_id=run_id)).stats
 
 
 @pytest.fixture
@@ -197,11 +190,8 @@ def test_the_example_runs(new_run, server, stats) -> None:
         env=os.environ | variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert ended.returncode == 0, ended.stderr
     assert re.search(r"step 3: .*'curriculum/mixed_share': 0\.\d+", ended.stdout)
     assert (stats(run_id).group_count, stats(run_id).leased_prompt_count) == (48, 0)
-    lines = EXAMPLE.read_text("utf-8").splitlines()
-    marked = [line for line in lines if line.endswith("  # curriculum") and "import" not in line]
-    assert 1 <= len(marked) <= 3

@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from curriculum_api.v1 import operator_service_pb2 as op
-from curriculum_api.v1.stats_pb2 import RunStats
 from tests.adapters.rank_process import ROOT, RankProcess, Served
 
 WORLD_SIZE, PROMPTS, ATTEMPTS = 4, 8, 4
@@ -41,11 +39,6 @@ def start(server: Any) -> Iterator[Start]:
     yield start
     for rank in started:
         rank.kill()
-
-
-@pytest.fixture
-def stats(stubs: Any) -> Callable[[str], RunStats]:
-    return lambda run_id: stubs.operator.GetStats(op.GetStatsRequest(run_id=run_id)).stats
 
 
 @pytest.fixture

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pkgutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,6 @@ from typing import Any
 import pytest
 
 from curriculum_client import Feed, InvalidRequestError, StateError
-from curriculum_client.adapters import _process
 from curriculum_client.adapters.skyrl import Curriculum, Prompts, ReportingGenerator
 from curriculum_client.testing import FakeCurriculum
 from tests.adapters.contract import parameters_of, recorded
@@ -124,28 +124,24 @@ def test_evaluation_is_not_reported(fake: FakeCurriculum, feed: Feed) -> None:
 
 @pytest.fixture
 def skyrl(
-    fake: FakeCurriculum, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Any]]:
+    fake: FakeCurriculum, tmp_path: Path, new_process: Callable[..., None]
+) -> Callable[..., Any]:
     """Makes an experiment with the curriculum in it, as a new process would."""
     from tests.adapters import skyrl_world as world
-
-    monkeypatch.setenv("CURRICULUM_RUN", fake.run_id)
-    monkeypatch.setenv("CURRICULUM_SERVER", fake.target)
 
     class Experiment(Curriculum, world.Experiment):
         def answer(self, text: str, attempt: int) -> str:
             return answer_of(text, "10"[attempt % 2])
 
     def make(*overrides: str, steps: int = 3, answer: Any = None) -> Any:
-        _process.client.cache_clear()
+        new_process(RUN=fake.run_id, SERVER=fake.target)
         limit = f"trainer.max_training_steps={steps}"
         experiment = Experiment(world.configure(tmp_path, [limit, *overrides]))
         if answer:
             experiment.answer = answer
         return experiment
 
-    yield make
-    _process.client.cache_clear()
+    return make
 
 
 def answer_of(text: str, is_right: str) -> str:
@@ -161,27 +157,14 @@ def kinds(fake: FakeCurriculum) -> Counter[float]:
 
 @pytest.mark.adapter
 def test_skyrl_is_as_it_was_recorded() -> None:
-    import dataclasses
-    import importlib
-
     import tests.adapters.skyrl_world  # noqa: F401
 
     for name in CONTRACT.callables:
-        parts, found = name.split("."), None
-        for at in range(len(parts), 0, -1):
-            try:
-                found = importlib.import_module(".".join(parts[:at]))
-            except ImportError:
-                continue
-            break
-        for part in parts[at:]:
-            found = getattr(found, part)
         if name.endswith("PromptDataset.__getitem__"):
             continue  # its names are given to the batch by collate_fn, which is run below
-        if isinstance(found, type) and not dataclasses.is_dataclass(found):
-            CONTRACT.check(name, list(found.__annotations__))
-        else:
-            CONTRACT.check(name, found)
+        found = pkgutil.resolve_name(name)
+        is_typed_dict = isinstance(found, type) and not is_dataclass(found)
+        CONTRACT.check(name, list(found.__annotations__) if is_typed_dict else found)
 
 
 @pytest.mark.adapter

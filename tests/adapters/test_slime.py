@@ -12,12 +12,10 @@ from types import ModuleType
 
 import pytest
 
-from curriculum_api.v1 import operator_service_pb2 as op
 from curriculum_client import InvalidRequestError, StateError
-from curriculum_client.adapters import _process, slime
+from curriculum_client.adapters import slime
 from curriculum_client.adapters.slime import CurriculumDataSource
-
-from .contract import parameters_of, recorded
+from tests.adapters.contract import parameters_of, recorded
 
 ROLLOUT_BATCH_SIZE = 4
 GROUP_SIZE = 4
@@ -89,7 +87,7 @@ def make_args(tmp_path):
 
 
 @pytest.fixture
-def new_source(server, new_run, monkeypatch, make_args):
+def new_source(server, new_run, new_process, monkeypatch, make_args):
     """Makes data sources as so many processes would: each has its own client."""
     types = ModuleType("slime.utils.types")
     types.Sample = Sample
@@ -97,28 +95,18 @@ def new_source(server, new_run, monkeypatch, make_args):
     monkeypatch.setitem(sys.modules, "slime.utils", ModuleType("slime.utils"))
     monkeypatch.setitem(sys.modules, "slime.utils.types", types)
     selection = {"group_size": GROUP_SIZE, "reach_attempt_factor": 1}
-    monkeypatch.setenv("CURRICULUM_RUN", new_run(64, selection=selection))
-    monkeypatch.setenv("CURRICULUM_SERVER", server.address)
-    clients = []
+    new_process(RUN=new_run(64, selection=selection), SERVER=server.address)
 
     def make(source=CurriculumDataSource, **changes):
-        _process.client.cache_clear()
-        clients.append(_process.client())
+        new_process()
         return source(make_args(**changes))
 
-    yield make
-    _process.client.cache_clear()
-    for client in clients:
-        client.close()
+    return make
 
 
 @pytest.fixture
-def stats(stubs, new_source):
-    def ask():
-        request = op.GetStatsRequest(run_id=os.environ["CURRICULUM_RUN"])
-        return stubs.operator.GetStats(request).stats
-
-    return ask
+def stats(stats, new_source):
+    return lambda: stats(os.environ["CURRICULUM_RUN"])
 
 
 def prompts_of(groups):

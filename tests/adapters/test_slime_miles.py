@@ -6,17 +6,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pkgutil
 import threading
 from argparse import Namespace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from curriculum_api.v1 import operator_service_pb2 as op
-from curriculum_client.adapters import _process
 from curriculum_client.adapters.slime import LEASE
-
-from .contract import parameters_of, recorded
+from tests.adapters.contract import recorded
 
 pytestmark = [pytest.mark.adapter, pytest.mark.filterwarnings("ignore")]
 
@@ -121,22 +119,19 @@ def args(tmp_path):
 
 
 @pytest.fixture
-def trained(args, server, new_run, monkeypatch):
+def trained(args, server, new_run, new_process, monkeypatch):
     """Makes a RolloutManager's data source and rollout function, of processes of their own."""
     import httpx
     from miles.utils import http_utils
     from miles.utils.misc import SingletonMeta, function_registry, load_function
 
     selection = {"group_size": GROUP_SIZE, "reach_attempt_factor": 1}
-    monkeypatch.setenv("CURRICULUM_RUN", new_run(512, selection=selection))
-    monkeypatch.setenv("CURRICULUM_SERVER", server.address)
+    new_process(RUN=new_run(512, selection=selection), SERVER=server.address)
     monkeypatch.setattr(http_utils, "_http_client", httpx.AsyncClient())
-    clients = []
 
     def make(**changes):
-        _process.client.cache_clear()
+        new_process()
         SingletonMeta._instances.clear()
-        clients.append(_process.client())
         ours = Namespace(**(vars(args) | changes))
         source = load_function(ours.data_source_path)(ours)
         rollout = load_function("miles.rollout.sglang_rollout.generate_rollout")
@@ -148,28 +143,18 @@ def trained(args, server, new_run, monkeypatch):
     yield make
     for name in names:
         function_registry._unregister(name)
-    _process.client.cache_clear()
-    for client in clients:
-        client.close()
 
 
 @pytest.fixture
-def stats(stubs, trained):
-    run_id = os.environ["CURRICULUM_RUN"]
-    return lambda: stubs.operator.GetStats(op.GetStatsRequest(run_id=run_id)).stats
+def stats(stats, trained):
+    return lambda: stats(os.environ["CURRICULUM_RUN"])
 
 
 def test_the_fork_is_as_it_was_recorded():
-    from miles.rollout import data_source, sglang_rollout
-
     contract = recorded("miles")
-    for name in ("get_samples", "add_samples", "save", "load"):
-        method = getattr(data_source.DataSource, name)
-        contract.check(f"miles.rollout.data_source.DataSource.{name}", method)
-    source = data_source.RolloutDataSourceWithBuffer
-    contract.check("miles.rollout.data_source.RolloutDataSourceWithBuffer", parameters_of(source))
-    rollout = sglang_rollout.generate_rollout
-    contract.check("miles.rollout.sglang_rollout.generate_rollout", rollout)
+    for name in contract.callables:
+        if not name.startswith("--"):
+            contract.check(name, pkgutil.resolve_name(name))
 
 
 def test_all_finished_groups_are_counted_before_the_filter_and_the_others_given_back(

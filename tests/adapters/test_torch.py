@@ -12,7 +12,6 @@ import pytest
 from torch.utils.data import DataLoader, default_collate
 
 from curriculum_api.errors import InvalidRequestError, StateError
-from curriculum_api.v1 import operator_service_pb2 as op
 from curriculum_api.v1.stats_pb2 import RunStats
 from curriculum_client import Feed, ServedPrompt, TrainerClient
 from curriculum_client.adapters.torch import CurriculumDataset, collate
@@ -31,8 +30,8 @@ def run_id(new_run: Callable[..., str]) -> str:
 
 
 @pytest.fixture
-def stats(stubs: Any, run_id: str) -> Callable[[], RunStats]:
-    return lambda: stubs.operator.GetStats(op.GetStatsRequest(run_id=run_id)).stats
+def stats(stats: Callable[[str], RunStats], run_id: str) -> Callable[[], RunStats]:
+    return lambda: stats(run_id)
 
 
 @pytest.fixture

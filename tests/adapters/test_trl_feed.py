@@ -14,13 +14,13 @@ import torch
 from curriculum_api.errors import InvalidRequestError, StateError
 from curriculum_api.v1 import operator_service_pb2 as op
 from curriculum_api.v1 import run_pb2
-from curriculum_api.v1.stats_pb2 import RunStats
 from curriculum_client import TrainerClient
 from curriculum_client.adapters.trl import CurriculumFeed, Publish
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch, datasets and transformers
 
 PROMPTS_PER_STEP = 4
+SELECTION = {"group_size": 2, "reach_attempt_factor": 1}
 
 
 class Driver:
@@ -84,11 +84,6 @@ def as_floats(completions: list[Any], **_: Any) -> list[float]:
 
 
 @pytest.fixture
-def stats(stubs: Any) -> Callable[[str], RunStats]:
-    return lambda run_id: stubs.operator.GetStats(op.GetStatsRequest(run_id=run_id)).stats
-
-
-@pytest.fixture
 def leased_besides_next(stats: Any) -> Callable[[Iterator[Any], str], int]:
     """Prompts still held, apart from those of the next batch, which may be asked for already."""
 
@@ -119,7 +114,7 @@ def take(rows: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 def test_rows_carry_the_prompt_and_the_rewards_come_back(
     new_run, connect, stats, leased_besides_next
 ) -> None:
-    run_id = new_run(64, selection={"group_size": 2, "reach_attempt_factor": 1})
+    run_id = new_run(64, selection=SELECTION)
     driver = Driver(connect(run_id))
     rows = driver.begin()
     batch = take(rows, PROMPTS_PER_STEP)
@@ -136,7 +131,7 @@ def test_rows_carry_the_prompt_and_the_rewards_come_back(
 
 
 def test_what_was_fetched_ahead_is_given_back_at_the_end(new_run, connect, stats) -> None:
-    run_id = new_run(64, selection={"group_size": 2, "reach_attempt_factor": 1})
+    run_id = new_run(64, selection=SELECTION)
     driver = Driver(connect(run_id))
     take(driver.begin(), PROMPTS_PER_STEP + 1)
     assert stats(run_id).leased_prompt_count == 2 * PROMPTS_PER_STEP
@@ -145,14 +140,14 @@ def test_what_was_fetched_ahead_is_given_back_at_the_end(new_run, connect, stats
 
 
 def test_rows_of_two_batches_may_be_scored_together(new_run, connect, stats) -> None:
-    run_id = new_run(64, selection={"group_size": 2, "reach_attempt_factor": 1})
+    run_id = new_run(64, selection=SELECTION)
     driver = Driver(connect(run_id))
     driver.score(take(driver.begin(), 2 * PROMPTS_PER_STEP), [1, 0] * 2 * PROMPTS_PER_STEP)
     assert stats(run_id).mixed_group_count == 2 * PROMPTS_PER_STEP
 
 
 def test_evaluation_rows_are_scored_and_not_reported(new_run, connect, stats) -> None:
-    run_id = new_run(64, selection={"group_size": 2, "reach_attempt_factor": 1})
+    run_id = new_run(64, selection=SELECTION)
     driver = Driver(connect(run_id))
     driver.begin()
     assert driver.score([{"prompt": "1 + 1"}], [1, 0]) == [1, 0]
@@ -162,7 +157,7 @@ def test_evaluation_rows_are_scored_and_not_reported(new_run, connect, stats) ->
 def test_a_completion_without_a_reward_is_not_reported(
     new_run, connect, stats, leased_besides_next
 ) -> None:
-    run_id = new_run(64, selection={"group_size": 2, "reach_attempt_factor": 1})
+    run_id = new_run(64, selection=SELECTION)
     driver = Driver(connect(run_id))
     rows = driver.begin()
     batch = take(rows, PROMPTS_PER_STEP)
@@ -174,7 +169,7 @@ def test_a_completion_without_a_reward_is_not_reported(
 
 
 GRADED = {
-    "selection": {"group_size": 2, "reach_attempt_factor": 1},
+    "selection": SELECTION,
     "channels": [run_pb2.Channel(name="style", min_value=0, max_value=10)],
     "objective": {"reward": 0.5, "style": 0.5},
 }
@@ -222,7 +217,7 @@ def test_attempts_beyond_num_generations_are_given_back(
 
 
 def test_fewer_attempts_than_num_generations_are_refused(new_run, connect, stats) -> None:
-    run_id = new_run(64, selection={"group_size": 2, "reach_attempt_factor": 1})
+    run_id = new_run(64, selection=SELECTION)
     driver = Driver(connect(run_id), num_generations=4)
     with pytest.raises(
         InvalidRequestError, match=r"attempts_per_prompt=4: .* is to get 2; .* group_size must be 4"
@@ -272,7 +267,7 @@ def test_an_empty_pool_ends_training_with_the_reason(new_run, connect, monkeypat
 
 
 def test_a_resumed_training_rolls_the_curriculum_back(new_run, connect, stats) -> None:
-    run_id = new_run(64, selection={"group_size": 2, "reach_attempt_factor": 1})
+    run_id = new_run(64, selection=SELECTION)
     first = Driver(connect(run_id))
     rows = first.begin()
     for step in range(3):
@@ -293,7 +288,7 @@ def test_a_resumed_training_rolls_the_curriculum_back(new_run, connect, stats) -
 
 
 def test_a_resumed_training_gets_the_batches_that_were_fetched_ahead(new_run, connect) -> None:
-    run_id = new_run(64, selection={"group_size": 2, "reach_attempt_factor": 1})
+    run_id = new_run(64, selection=SELECTION)
 
     states: list[str] = []
 
@@ -321,7 +316,7 @@ def test_a_resumed_training_gets_the_batches_that_were_fetched_ahead(new_run, co
 
 
 def test_marks_go_with_the_checkpoints_that_trl_deletes(new_run, connect, stubs, tmp_path) -> None:
-    run_id = new_run(64, selection={"group_size": 2, "reach_attempt_factor": 1})
+    run_id = new_run(64, selection=SELECTION)
     driver = Driver(connect(run_id))
     rows = driver.begin()
     for step in range(1, 4):
@@ -371,7 +366,7 @@ def test_other_ranks_than_the_first_neither_mark_nor_publish(new_run, connect, s
 
 
 def test_prompts_may_be_made_into_messages(new_run, connect) -> None:
-    run_id = new_run(64, selection={"group_size": 2, "reach_attempt_factor": 1})
+    run_id = new_run(64, selection=SELECTION)
     driver = Driver(connect(run_id), to_prompt=as_messages)
     row = next(driver.begin())
     assert row["prompt"][0]["content"].startswith("What is ")

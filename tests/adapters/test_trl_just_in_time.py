@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 @pytest.fixture
 def world(server: Any, new_run: Any, tmp_path: Path) -> checks.World:
-    return checks.world_maker(JUST_IN_TIME, server, new_run, tmp_path)()
+    return checks.make_world(JUST_IN_TIME, server, new_run, tmp_path)
 
 
 def test_every_rollout_is_counted_once_and_evaluations_are_not(world: checks.World) -> None:
@@ -46,9 +46,7 @@ def test_the_weights_of_a_checkpoint_are_published_on_request(world: checks.Worl
     checks.check_publishing(world)
 
 
-def test_reports_come_before_the_choice_that_they_inform(
-    tmp_path: Path,
-) -> None:
+def test_reports_come_before_the_choice_that_they_inform(tmp_path: Path) -> None:
     texts = [f"What is {i} + {i}?" for i in range(32)]
     prompts = [{"text": text, "payload": {"answer": 2 * i}} for i, text in enumerate(texts)]
     with FakeCurriculum(prompts, group_size=GROUP_SIZE) as fake, fake.client() as client:

@@ -11,7 +11,6 @@ import pytest
 from trl import GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from curriculum_api.errors import InvalidRequestError, StateError
-from curriculum_api.v1 import operator_service_pb2 as op
 from curriculum_api.v1 import run_pb2
 from curriculum_client import TrainerClient
 from curriculum_client.adapters.trl import CurriculumGRPOTrainer, CurriculumMixin
@@ -93,7 +92,7 @@ def test_what_nobody_scored_is_not_reported_and_given_back(fake: Any, tmp_path: 
 
 
 def test_channels_are_reward_functions_by_their_names(
-    server: Any, new_run: Any, stubs: Any, tmp_path: Path
+    server: Any, new_run: Any, stats: Any, tmp_path: Path
 ) -> None:
     run_id = new_run(
         64,
@@ -105,24 +104,20 @@ def test_channels_are_reward_functions_by_their_names(
         score = [named("right", 1.0), named("style", 7.0)]
         options = {"channels": ["style"]}
         train(JUST_IN_TIME, client, score, tmp_path, reward_weights=[1, 0], options=options)
-    stats = stubs.operator.GetStats(op.GetStatsRequest(run_id=run_id)).stats
-    assert stats.attempt_count == stats.pass_count == STEPS * PROMPTS_PER_STEP * GROUP_SIZE
+    seen = stats(run_id)
+    assert seen.attempt_count == seen.pass_count == STEPS * PROMPTS_PER_STEP * GROUP_SIZE
 
 
 def test_a_batch_of_a_dry_pool_is_completed_with_the_next(
-    server: Any, new_run: Any, stubs: Any, tmp_path: Path, wait_until: Any
+    server: Any, new_run: Any, stats: Any, tmp_path: Path, wait_until: Any
 ) -> None:
     """Of 8 prompts another trainer holds 6, until this one has taken the 2 that are left."""
     run_id = new_run(8, selection=SELECTION)
-
-    def stats() -> Any:
-        return stubs.operator.GetStats(op.GetStatsRequest(run_id=run_id)).stats
-
     other = TrainerClient(server.address, run_id=run_id, consumer="other")
     held = other.next_batch(6, policy_step=0)
 
     def release() -> None:
-        wait_until(lambda: stats().leased_prompt_count == 8)
+        wait_until(lambda: stats(run_id).leased_prompt_count == 8)
         other.release(held)
 
     releasing = threading.Thread(target=release)
@@ -134,8 +129,9 @@ def test_a_batch_of_a_dry_pool_is_completed_with_the_next(
     for prompt_ids in recorder.scored.values():
         groups = [prompt_ids[first : first + GROUP_SIZE] for first in range(0, 6, GROUP_SIZE)]
         assert all(len(set(group)) == 1 for group in groups)
-    assert len(recorder.attempts) == STEPS * PROMPTS_PER_STEP * GROUP_SIZE == stats().attempt_count
-    assert stats().leased_prompt_count == 0
+    attempt_count = STEPS * PROMPTS_PER_STEP * GROUP_SIZE
+    assert len(recorder.attempts) == stats(run_id).attempt_count == attempt_count
+    assert stats(run_id).leased_prompt_count == 0
 
 
 def test_a_pool_smaller_than_a_batch_ends_training_with_the_reason(

@@ -2,79 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
-import hydra
 import pytest
 import ray
 import torch
 import transfer_queue
 from omegaconf import OmegaConf
 from tensordict import NonTensorStack, TensorDict
-from verl.trainer.ppo.utils import create_rl_dataset
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 
 from curriculum_api.errors import InvalidRequestError, StateError
 from curriculum_api.v1 import operator_service_pb2 as op
-from curriculum_api.v1 import prompt_pb2, run_pb2
-from curriculum_client.adapters import _process
+from curriculum_api.v1 import run_pb2
 from curriculum_client.adapters import verl as adapter
+from curriculum_client.adapters._verl_dataset import Shared
 from tests.adapters import verl_world as world
+from tests.adapters.verl_config import BATCH, GROUP, SELECTION, compose, small_training
 
 pytestmark = [
     pytest.mark.adapter,
     pytest.mark.filterwarnings("ignore"),  # of verl, ray and torch
 ]
 
-BATCH, GROUP = 6, 4
-OVERRIDES = [*adapter.OVERRIDES, f"data.train_max_samples={BATCH * 10}"]
-
-
-def compose(*overrides: str) -> Any:
-    with hydra.initialize_config_module("verl.trainer.config", version_base=None):
-        config = hydra.compose("ppo_trainer", overrides=list(overrides))
-    config.transfer_queue.enable = True
-    config.transfer_queue.backend.SimpleStorage.num_data_storage_units = 1
-    return config
-
 
 @pytest.fixture(scope="module")
 def configure(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """verl's configuration of a small training, with what a user adds and with changes."""
-    folder = tmp_path_factory.mktemp("verl")
-    row = {
-        "prompt": [{"role": "user", "content": "What is 3 + 3?"}],
-        "data_source": "held-out",
-        "reward_model": {"style": "rule", "ground_truth": "6"},
-        "extra_info": {"index": 0},
-    }
-    datasets.Dataset.from_list([row, row]).to_parquet(folder / "held_out.parquet")
-    small = [
-        f"data.val_files={folder / 'held_out.parquet'}",
-        f"data.train_batch_size={BATCH}",
-        f"actor_rollout_ref.model.path={world.make_model(folder / 'model')}",
-        f"actor_rollout_ref.rollout.n={GROUP}",
-        "actor_rollout_ref.rollout.name=vllm",
-        "actor_rollout_ref.rollout.agent.num_workers=1",
-        f"reward.custom_reward_function.path={world.REWARDS}",
-        "reward.custom_reward_function.name=score",
-        "reward.num_workers=1",
-        "algorithm.adv_estimator=grpo",
-        "trainer.logger=[]",
-        "trainer.val_before_train=False",
-        "trainer.test_freq=-1",
-        "trainer.save_freq=-1",
-        "trainer.total_epochs=1",
-    ]
-    return lambda *changes: compose(*OVERRIDES, *small, *changes)
+    return small_training(tmp_path_factory.mktemp("verl"))
 
 
 @pytest.fixture(scope="module")
@@ -92,23 +49,11 @@ def actors(configure: Any) -> Iterator[world.Actors]:
         ray.shutdown()
 
 
-@pytest.fixture
-def use(server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Begins a process, as far as the adapter can tell, that trains on a run."""
-
-    def use(run_id: str) -> None:
-        end()
-        monkeypatch.setenv("CURRICULUM_SERVER", server.address)
-        monkeypatch.setenv("CURRICULUM_RUN", run_id)
-
-    def end() -> None:
-        if _process.client.cache_info().currsize:
-            _process.client().close()
-        _process.client.cache_clear()
-        adapter._Shared.trainer_mode = adapter._Shared.feed = None
-
-    yield use
-    end()
+@pytest.fixture(autouse=True)
+def nothing_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at the beginning of a process."""
+    for name in ("trainer_mode", "feed"):
+        monkeypatch.setattr(Shared, name, None)
 
 
 @pytest.fixture
@@ -147,12 +92,6 @@ def begin(
     end()
 
 
-@pytest.fixture
-def stats(stubs: Any) -> Callable[[str], Any]:
-    return lambda run_id: stubs.operator.GetStats(op.GetStatsRequest(run_id=run_id)).stats
-
-
-SELECTION = {"group_size": GROUP, "reach_attempt_factor": 1}
 FILTER = [
     "algorithm.filter_groups.enable=True",
     "algorithm.filter_groups.metric=score",
@@ -364,83 +303,3 @@ def test_a_dataset_that_was_forgotten_is_named(new_run, begin, actors) -> None:
     trainer = begin(new_run(8, selection=SELECTION), 1, files, "data.train_batch_size=2")
     with pytest.raises(StateError, match=r"custom_cls.name: must be CurriculumDataset"):
         trainer.fit(actors.loops)
-
-
-PAYLOADS = [
-    ({"answer": "4"}, {"reward_model": {"style": "rule", "ground_truth": "4"}}),
-    (
-        {"reward_model": {"ground_truth": "5"}, "answer": "4"},
-        {"reward_model": {"ground_truth": "5"}},
-    ),
-    ({"data_source": "gsm8k", "answer": "4"}, {"data_source": "gsm8k"}),
-    (
-        {"messages": [{"role": "system", "content": "Add."}], "answer": "4"},
-        {"raw_prompt": [{"role": "system", "content": "Add."}]},
-    ),
-    (
-        {"extra_info": {"index": 7, "tools_kwargs": {"a": 1}}, "answer": "4"},
-        {"index": 7, "tools_kwargs": {"a": 1}},
-    ),
-    ({"answer": "4"}, {"raw_prompt": [{"role": "user", "content": "2 + 2?"}], "data_source": "d"}),
-]
-
-
-@pytest.mark.parametrize(("payload", "expected"), PAYLOADS)
-def test_items_are_made_of_the_payload(new_run, stubs, use, configure, payload, expected) -> None:
-    use(run_id := new_run(selection=SELECTION))
-    prompt = prompt_pb2.Prompt(
-        prompt_id="p", domain="d", text="2 + 2?", payload_json=json.dumps(payload)
-    )
-    stubs.operator.AddPrompts(op.AddPromptsRequest(run_id=run_id, prompts=[prompt]))
-    adapter._Shared.trainer_mode = "sync"
-    data = configure().data
-    dataset = create_rl_dataset(data.train_files, data, None, None, max_samples=60)
-    item = dataset[3]
-    assert len(dataset) == 60
-    assert item | expected == item
-    assert item["extra_info"]["prompt_id"] == "p"
-    assert item["__rollout_n__"] == GROUP
-    held_out = create_rl_dataset(data.val_files, data, None, None)
-    assert {*item} == {*held_out[0], "__rollout_n__"}
-
-
-def test_a_payload_without_an_answer_is_refused(new_run, stubs, use, configure) -> None:
-    use(run_id := new_run(selection=SELECTION))
-    prompt = prompt_pb2.Prompt(prompt_id="p", domain="d", text="2 + 2?")
-    stubs.operator.AddPrompts(op.AddPromptsRequest(run_id=run_id, prompts=[prompt]))
-    adapter._Shared.trainer_mode = "sync"
-    data = configure().data
-    dataset = create_rl_dataset(data.train_files, data, None, None, max_samples=60)
-    with pytest.raises(InvalidRequestError, match="'p': must have reward_model or answer"):
-        dataset[0]
-
-
-def test_the_example_says_what_verl_knows(tmp_path) -> None:
-    """And the same of the lines that it has in comments."""
-    script = Path(__file__).parents[2] / "clients" / "examples" / "verl.sh"
-    said = tmp_path / "python"
-    said.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > "$SAID"\n')
-    said.chmod(0o755)
-    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": "/root", "SAID": "said.txt"}
-    subprocess.run(["bash", script], cwd=tmp_path, env=variables, check=True)
-    module, *overrides = (tmp_path / "said.txt").read_text().split("\n")[1:-1]
-    assert module == "curriculum_client.adapters.verl"
-    optional = [line.strip("# \"'\n") for line in script.read_text().splitlines() if "#   " in line]
-    optional = [line.replace("''", "'") for line in optional if line.startswith("+")]
-    assert len(optional) == 3
-    overrides += [line.replace("'", "") for line in optional]
-    config = compose(*overrides)
-    assert config.data.train_max_samples == 102400
-    assert config.ray_kwargs.ray_init.runtime_env.env_vars.CURRICULUM_RUN == "$CURRICULUM_RUN"
-
-
-def test_the_module_starts_verl_with_the_curriculum(tmp_path) -> None:
-    """As far as its configuration, which hydra prints in place of a training."""
-    files = f"data.train_files={tmp_path}/train.parquet"  # which the curriculum's comes after
-    command = [sys.executable, "-m", adapter.MODULE, "--cfg", "job", files]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    config = OmegaConf.create(done.stdout)
-    assert config.data.train_files == "curriculum"
-    assert config.data.custom_cls.name == "CurriculumDataset"
-    assert config.trainer.v1.sampler.custom_sampler.path == f"pkg://{adapter.MODULE}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from verl.utils.dataset.rl_dataset import collate_fn
 from curriculum_api.errors import AlreadyExistsError, InvalidRequestError
 from curriculum_api.v1 import operator_service_pb2 as op
 from curriculum_api.v1 import run_pb2
-from curriculum_client.adapters import _process
 from curriculum_client.adapters.verl_sampler import CurriculumSampler, add_prompts
 
 pytestmark = [pytest.mark.adapter, pytest.mark.filterwarnings("ignore")]  # of verl and torch
@@ -99,29 +97,6 @@ def rows(tmp_path: Path) -> Path:
     file = tmp_path / "train.parquet"
     datasets.Dataset.from_list(make_rows()).to_parquet(file)
     return file
-
-
-@pytest.fixture
-def use(server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Begins a process, as far as the adapter can tell, that trains on a run."""
-
-    def use(run_id: str) -> None:
-        end()
-        monkeypatch.setenv("CURRICULUM_SERVER", server.address)
-        monkeypatch.setenv("CURRICULUM_RUN", run_id)
-
-    def end() -> None:
-        if _process.client.cache_info().currsize:
-            _process.client().close()
-        _process.client.cache_clear()
-
-    yield use
-    end()
-
-
-@pytest.fixture
-def stats(stubs: Any) -> Callable[[str], Any]:
-    return lambda run_id: stubs.operator.GetStats(op.GetStatsRequest(run_id=run_id)).stats
 
 
 def test_an_epoch_trains_on_served_rows_and_reports_them(new_run, use, rows, stats) -> None:

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +154,5 @@ def check_publishing(world: World) -> None:
     assert whole_checkpoint(published.uri).shapes
 
 
-def world_maker(way: str, server: Any, new_run: Any, folder: Path) -> Callable[..., World]:
-    def make(prompt_count: int = 64, **config: Any) -> World:
-        run_id = new_run(prompt_count, selection=SELECTION, **config)
-        return World(way, server, run_id, folder)
-
-    return make
+def make_world(way: str, server: Any, new_run: Any, folder: Path) -> World:
+    return World(way, server, new_run(64, selection=SELECTION), folder)

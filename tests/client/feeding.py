@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 
 def attempts_of(prompts, count=None):
@@ -36,3 +39,18 @@ def train(feed, steps):
 
 def through_json(feed):
     return json.loads(json.dumps(feed.state_dict()))
+
+
+def run_script(script, *arguments):
+    """The lines that a process prints which imports the package itself."""
+    inherited = {k: v for k, v in os.environ.items() if k != "GRPC_ENABLE_FORK_SUPPORT"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env={**inherited, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
-import sys
 from itertools import islice
 
 import pytest
 
-from curriculum_client import (
-    InvalidRequestError,
-)
-from tests.client.feeding import asked, ids, score, through_json, train
+from curriculum_client import InvalidRequestError
+from tests.client.feeding import asked, ids, run_script, score, through_json, train
 
 GROUP_SIZE = 4
 POOL = 48
@@ -144,11 +139,12 @@ def test_loading_forgets_what_was_fetched(make_feed, fake, wait_until):
     feed = make_feed()
     state = through_json(feed)
     feed.client.checkpoint("start", 0)
-    first = next(feed := iter_of(feed))
-    feed.source.load_state_dict(state)
-    feed.source.client.rollback("start")
-    assert ids([next(feed)]) == ids([first])
-    assert next(feed).timeline == 1
+    prompts = iter(feed)
+    first = next(prompts)
+    feed.load_state_dict(state)
+    feed.client.rollback("start")
+    assert ids([next(prompts)]) == ids([first])
+    assert next(prompts).timeline == 1
 
 
 def test_loading_waits_for_what_is_on_its_way(make_feed, fake):
@@ -160,19 +156,6 @@ def test_loading_waits_for_what_is_on_its_way(make_feed, fake):
     feed.load_state_dict(state)
     assert len(fake.batches) == 2
     assert feed.state_dict() == state | {"client": state["client"] | {"timeline": 0}}
-
-
-def iter_of(feed):
-    """An iterator that knows its feed."""
-
-    class Prompts:
-        source = feed
-        prompts = iter(feed)
-
-        def __next__(self):
-            return next(self.prompts)
-
-    return Prompts()
 
 
 def test_rolling_back_in_mid_training_twice_serves_the_same(make_feed, fake):
@@ -242,16 +225,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def test_a_forked_child_goes_on_where_its_parent_does(fake):
-    inherited = {k: v for k, v in os.environ.items() if k != "GRPC_ENABLE_FORK_SUPPORT"}
-    done = subprocess.run(
-        [sys.executable, "-c", FORKING, fake.target],
-        env={**inherited, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    said = run_script(FORKING, fake.target)
     expected = [*ids(fake.batches[0])[1:], ids(fake.batches[1])[0]]
-    assert done.stdout.splitlines() == [" ".join(expected)] * 2
+    assert said == [" ".join(expected)] * 2
     assert asked(fake) == [("default-0", 0), ("default-1", 3)]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
-import subprocess
-import sys
 
 import pytest
 
 from curriculum_client import ConflictError, Feed, InvalidRequestError, StoreUnavailableError
 from curriculum_client.testing import FakeCurriculum
-from tests.client.feeding import asked, attempts_of, ids, score, through_json
+from tests.client.feeding import asked, attempts_of, ids, run_script, score, through_json
 
 FORKING = """
 import os, sys
@@ -84,17 +82,8 @@ def test_a_pool_that_was_dry_in_the_background_is_asked_again_without_a_pause(
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_fork_waits_for_what_is_on_its_way(fake):
     fake.delay_s = 0.5  # long enough for the fork to come first
-    inherited = {k: v for k, v in os.environ.items() if k != "GRPC_ENABLE_FORK_SUPPORT"}
-    done = subprocess.run(
-        [sys.executable, "-c", FORKING, fake.target],
-        env={**inherited, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [" ".join(ids(fake.batches[1]))] * 2
+    said = run_script(FORKING, fake.target)
+    assert said == [" ".join(ids(fake.batches[1]))] * 2
     assert asked(fake) == [("default-0", 0), ("default-1", 3)]
 
 

@@ -11,7 +11,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from curriculum_api.errors import StateError
+from curriculum_client import StateError
+from curriculum_client.adapters import _marks
 
 if TYPE_CHECKING:
     from curriculum_client.adapters.trl import CurriculumFeed
@@ -49,7 +50,7 @@ class CurriculumCallback(TrainerCallback):
             )
         feed.load_state_dict(saved)
         [request_id] = broadcast_object_list([f"resume-{uuid.uuid4().hex}"])
-        self._client.rollback(_mark(state), request_id=request_id)
+        self._client.rollback(_marks.name(state.global_step), request_id=request_id)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -65,7 +66,12 @@ class CurriculumCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         if self._checkpoint:
-            self._mark(args, state)
+            deletes = args.save_total_limit is not None
+            _marks.add(
+                self._client,
+                state.global_step,
+                is_kept=lambda step: not deletes or _weights(args, step).exists(),
+            )
         if self._publish:
             folder = _weights(args, state.global_step).absolute()
             uri = self._publish(folder) if callable(self._publish) else _whole(folder)
@@ -77,23 +83,10 @@ class CurriculumCallback(TrainerCallback):
         PartialState().wait_for_everyone()
         self._curriculum.feed.close(ranks_ended=True)
 
-    def _mark(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Marks go with the checkpoints that TRL deletes."""
-        kept = self._client.checkpoint(_mark(state), policy_step=state.global_step)
-        if args.save_total_limit is None:
-            return
-        for name, step in kept.items():
-            if name == f"step-{step}" and not _weights(args, step).exists():
-                self._client.delete_checkpoint(name)
-
 
 def _saved(state: TrainerState) -> dict[str, Any]:
     """What trainer_state.json keeps of callbacks; declared as the list that it is made from."""
     return cast("dict[str, Any]", state.stateful_callbacks)
-
-
-def _mark(state: TrainerState) -> str:
-    return f"step-{state.global_step}"
 
 
 def _weights(args: TrainingArguments, step: int) -> Path:

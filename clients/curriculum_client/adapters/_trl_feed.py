@@ -16,8 +16,7 @@ from accelerate import PartialState
 from datasets import IterableDataset
 from packaging.version import Version
 
-from curriculum_api.errors import InvalidRequestError, StateError
-from curriculum_client import Feed, ServedPrompt, TrainerClient
+from curriculum_client import Feed, InvalidRequestError, ServedPrompt, StateError, TrainerClient
 from curriculum_client.adapters._trl_callback import CurriculumCallback, Publish
 
 Reward = Callable[..., list[float | None]]

@@ -10,8 +10,7 @@ import torch
 from datasets import Dataset
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from curriculum_api.errors import InvalidRequestError
-from curriculum_client import TrainerClient
+from curriculum_client import InvalidRequestError, TrainerClient
 from curriculum_client.adapters._trl_callback import Publish
 from curriculum_client.adapters._trl_feed import TEXT, CurriculumFeed, ToPrompt, are_spent
 

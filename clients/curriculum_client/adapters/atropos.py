@@ -35,23 +35,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from atroposlib.envs.base import BaseEnv
 
-from curriculum_api.errors import ConflictError, InvalidRequestError, NotFoundError, StateError
-from curriculum_client import AsyncTrainerClient, Batch, ServedPrompt
-
-EMPTY_POOL_WAIT_S = 600.0
-"""How long prompts that others hold may take to come back: as long as Atropos gives a rollout."""
-
-ASK_AGAIN_S = 1.0
-"""Atropos asks for items ten times a second; a dry pool need not be."""
+from curriculum_client import AsyncTrainerClient, InvalidRequestError, ServedPrompt, StateError
+from curriculum_client.adapters import _marks
+from curriculum_client.adapters._atropos_supply import Supply
 
 _PROMPT = -100
 """What the mask has for a token that was not generated."""
@@ -74,7 +67,7 @@ class CurriculumEnv(BaseEnv):  # type: ignore[misc]
     """The mark to return to. Atropos sets it when it loads the environment's checkpoint."""
 
     collect_trajectories: Callable[[Any], Any]
-    _supply: _Supply | None = None
+    _supply: Supply | None = None
 
     def use_curriculum(
         self,
@@ -97,7 +90,7 @@ class CurriculumEnv(BaseEnv):  # type: ignore[misc]
         """
         if type(self).get_next_item is not CurriculumEnv.get_next_item:
             raise StateError(f"{type(self).__name__}.get_next_item: must not be defined")
-        self._supply = _Supply(client or _client())
+        self._supply = Supply(client or _client())
         self._prompt_count = prompt_count
         self._to_item = to_item
         self._rollouts: dict[int, _Rollout] = {}
@@ -143,7 +136,7 @@ class CurriculumEnv(BaseEnv):  # type: ignore[misc]
 
     def save_checkpoint(self, step: int, data: dict[str, Any] | None = None) -> None:
         if self._supply:
-            self._supply.mark(mark := f"step-{step}", step)
+            self._supply.mark(mark := _marks.name(step), step)
             data = {**(data or {}), "curriculum_checkpoint": mark}
         super().save_checkpoint(step, data)
 
@@ -160,7 +153,7 @@ class CurriculumEnv(BaseEnv):  # type: ignore[misc]
             await self._end()
 
     @property
-    def _given(self) -> _Supply:
+    def _given(self) -> Supply:
         if self._supply is None:
             raise StateError(f"{type(self).__name__}.setup: must call self.use_curriculum()")
         return self._supply
@@ -213,145 +206,6 @@ class CurriculumEnv(BaseEnv):  # type: ignore[misc]
         await asyncio.gather(*self.workers, return_exceptions=True)
         if self._supply:
             await self._supply.close()
-
-
-@dataclass
-class _OpenBatch:
-    batch: Batch
-    unsettled_count: int
-    """Prompts that are still to be reported or given up."""
-    unspent_count: int
-    """Attempts that were allotted and not reported."""
-
-
-class _Supply:
-    """Prompts one by one, and reports that nobody waits for."""
-
-    def __init__(self, client: AsyncTrainerClient) -> None:
-        self.client = client
-        self._queue: deque[ServedPrompt] = deque()
-        self._open: dict[tuple[int, str], _OpenBatch] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self.failure: BaseException | None = None
-        """What went wrong in the background; raised by `next` and `close`."""
-        self._dry_since_s: float | None = None
-        self._ask_again_s = 0.0
-
-    async def next(
-        self, prompt_count: int, attempt_count: int, policy_step: int
-    ) -> ServedPrompt | None:
-        """The next prompt, or None while others and rollouts in flight hold all there are."""
-        self._raise_failure()
-        if not self._queue and time.monotonic() >= self._ask_again_s:
-            batch = await self.client.next_batch(prompt_count, policy_step=policy_step)
-            await self._admit(batch, attempt_count)
-        return self._queue.popleft() if self._queue else None
-
-    def report(
-        self,
-        served: ServedPrompt,
-        rewards: Sequence[float | None],
-        policy_step: int,
-        token_counts: Sequence[int] | None,
-    ) -> None:
-        """Count a prompt's attempts, all there will be."""
-        self._begin(self._report(served, rewards, policy_step, token_counts))
-
-    def settle(self, served: ServedPrompt, spent_count: int) -> None:
-        """Take note that nothing more will be reported of a prompt. Attempts that nobody will spend
-        must not keep the leases of their batch."""
-        entry = self._open.get((served.timeline, served.batch_id))
-        if entry is None:
-            return
-        entry.unsettled_count -= 1
-        entry.unspent_count -= spent_count
-        if not entry.unsettled_count:
-            del self._open[served.timeline, served.batch_id]
-            if entry.unspent_count:
-                self._begin(self.client.release(entry.batch))
-
-    def mark(self, name: str, policy_step: int) -> None:
-        """Mark a checkpoint, unless another has marked it already, or a later one."""
-        self._begin(self._mark(name, policy_step))
-
-    async def close(self) -> None:
-        """Send what is under way, give back the rest and disconnect."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-        for entry in self._open.values():
-            self._begin(self.client.release(entry.batch))
-        self._open.clear()
-        self._queue.clear()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-        await self.client.close()
-        self._raise_failure()
-
-    async def _admit(self, batch: Batch, attempt_count: int) -> None:
-        if not batch:
-            return self._wait(batch.shortfall)
-        self._dry_since_s = None
-        for served in batch:
-            if served.attempt_count < attempt_count:
-                await self.client.release(batch)
-                raise InvalidRequestError(
-                    f"group_size={attempt_count}: prompt {served.prompt_id!r} is to get "
-                    f"{served.attempt_count} attempts; the run's group_size must be {attempt_count}"
-                )
-        self._queue.extend(batch)
-        if not batch.is_fallback:
-            allotted_count = sum(served.attempt_count for served in batch)
-            entry = _OpenBatch(batch, len(batch), allotted_count)
-            self._open[batch.timeline, batch.batch_id] = entry
-        return None
-
-    def _wait(self, shortfall: str) -> None:
-        now_s = time.monotonic()
-        self._ask_again_s = now_s + ASK_AGAIN_S
-        if self._dry_since_s is None:
-            self._dry_since_s = now_s
-            _log.warning("nothing to serve because=%s", shortfall)
-        if not self._open and now_s - self._dry_since_s >= EMPTY_POOL_WAIT_S:
-            raise StateError(f"nothing to serve for {EMPTY_POOL_WAIT_S:.0f} s: {shortfall}")
-
-    async def _mark(self, name: str, policy_step: int) -> None:
-        try:
-            await self.client.checkpoint(name, policy_step)
-        except StateError as error:
-            _log.warning("checkpoint not marked name=%s because=%s", name, error)
-
-    async def _report(
-        self,
-        served: ServedPrompt,
-        rewards: Sequence[float | None],
-        policy_step: int,
-        token_counts: Sequence[int] | None,
-    ) -> None:
-        leases = [served.lease] * len(rewards)
-        try:
-            await self.client.report_attempts(
-                leases, rewards, policy_step=policy_step, token_counts=token_counts
-            )
-        finally:
-            self.settle(served, sum(reward is not None for reward in rewards))
-
-    def _begin(self, call: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.create_task(call)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if isinstance(error, ConflictError | NotFoundError):  # rolled back, or came far too late
-            _log.warning("not counted because=%s", error)
-        elif error is not None:
-            self.failure = self.failure or error
-
-    def _raise_failure(self) -> None:
-        failure, self.failure = self.failure, None
-        if failure is not None:
-            raise failure
 
 
 def _client() -> AsyncTrainerClient:

@@ -43,8 +43,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from curriculum_api.errors import InvalidRequestError
-from curriculum_client import Feed, ServedPrompt, TrainerClient
+from curriculum_client import Feed, InvalidRequestError, ServedPrompt, TrainerClient
 from curriculum_client.adapters import _process
 
 MARK = "curriculum"

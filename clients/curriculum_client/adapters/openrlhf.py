@@ -33,7 +33,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from curriculum_client import Feed, InvalidRequestError, ServedPrompt
-from curriculum_client.adapters import _process
+from curriculum_client.adapters import _marks, _process
 
 NO_LIMIT = 10**8
 """What --data.max_samples is where nothing was said."""
@@ -103,10 +103,11 @@ class Prompts:
         """Of the newest mark. OpenRLHF asks at every step and saves at some, which are marked."""
         ckpt, evaluation = self._args.ckpt.save_steps, self._args.eval.steps
         if any(every > 0 and self.policy_step % every == 0 for every in (ckpt, evaluation)):
-            mark = f"step-{self.policy_step}"
-            self.feed.client.checkpoint(mark, policy_step=self.policy_step)
-            state = {"mark": mark, "drawn_count": self._drawn_count}
-            self._marked = {**state, "feed": self.feed.state_dict()}
+            self._marked = {
+                "mark": _marks.add(self.feed.client, self.policy_step),
+                "drawn_count": self._drawn_count,
+                "feed": self.feed.state_dict(),
+            }
         return {**self._marked, "policy_step": self.policy_step} if self._marked else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

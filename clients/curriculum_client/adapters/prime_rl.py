@@ -26,8 +26,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from curriculum_api.errors import InvalidRequestError
-from curriculum_client import Feed, Receipt, ServedPrompt
+from curriculum_client import Feed, InvalidRequestError, Receipt, ServedPrompt
+from curriculum_client.adapters import _marks
 
 
 def to_task(served: ServedPrompt) -> dict[str, Any]:
@@ -117,9 +117,7 @@ class CurriculumTaskSampler:
 
     def state_dict(self) -> dict[str, Any]:
         """Where a resumed training goes on. Marks the curriculum: for a checkpoint alone."""
-        step = self._policy_step()
-        mark = f"step-{step}"
-        self._feed.client.checkpoint(mark, step)
+        mark = _marks.add(self._feed.client, self._policy_step())
         return {"checkpoint": mark, "feed": self._feed.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ from itertools import islice
 from typing import Any
 
 from curriculum_client import Feed, InvalidRequestError, ServedPrompt, StateError
-from curriculum_client.adapters import _process
+from curriculum_client.adapters import _marks, _process
 
 Row = dict[str, Any]
 """A prompt as SkyRL's data loader gives it: prompt, env_class, env_extras, uid."""
@@ -79,7 +79,7 @@ class Curriculum:
         trainer = super().get_trainer(*args, **kwargs)  # type: ignore[misc]
         trainer.train_dataloader = self.prompts
         trainer.total_training_steps = len(self.prompts)
-        trainer.add_callback(_marks(self.prompts))
+        trainer.add_callback(_callback(self.prompts))
         return trainer
 
 
@@ -118,7 +118,7 @@ class Prompts:
 
     def mark(self, step: int) -> None:
         """Note that the weights of a step were saved."""
-        self.feed.client.checkpoint(f"step-{step}", policy_step=step)
+        _marks.add(self.feed.client, step)
 
     def resume(self, step: int) -> None:
         """Go on where the weights of a step were saved.
@@ -132,7 +132,7 @@ class Prompts:
                 "it was saved without one or could not be read, see SkyRL's log"
             )
         self.feed.load_state_dict(self._saved)
-        self.feed.client.rollback(f"step-{step}")
+        self.feed.client.rollback(_marks.name(step))
 
 
 class ReportingGenerator:
@@ -167,7 +167,7 @@ def _attempts(given: Any, output: Any) -> tuple[list[str], list[float], list[int
     return [lease for lease, _ in rewards], [*rewards.values()], [*token_counts.values()]
 
 
-def _marks(prompts: Prompts) -> Any:
+def _callback(prompts: Prompts) -> Any:
     from skyrl.train.utils.callbacks import TrainingCallback
 
     class Marks(TrainingCallback):  # type: ignore[misc]

@@ -38,8 +38,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from curriculum_api.errors import InvalidRequestError, StateError
-from curriculum_client import Feed, ServedPrompt
+from curriculum_client import Feed, InvalidRequestError, ServedPrompt, StateError
 from curriculum_client.adapters import _process
 
 LEASE = "curriculum_lease"

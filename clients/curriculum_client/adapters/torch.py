@@ -29,8 +29,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from curriculum_api.errors import InvalidRequestError
-from curriculum_client import Feed, Receipt, ServedPrompt
+from curriculum_client import Feed, InvalidRequestError, Receipt, ServedPrompt
 from curriculum_client._attempts import PerAttempt
 
 Row = dict[str, Any]

@@ -39,14 +39,13 @@ from verl import DataProto
 from verl.experimental.dataset.sampler import AbstractCurriculumSampler
 
 from curriculum_api.channel import bearer, open_channel
-from curriculum_api.errors import InvalidRequestError
 from curriculum_api.status import error_from_rpc
 from curriculum_api.v1.operator_service_pb2 import AddPromptsRequest
 from curriculum_api.v1.operator_service_pb2_grpc import OperatorServiceStub
 from curriculum_api.v1.prompt_pb2 import Prompt
-from curriculum_client import Feed, ServedPrompt
+from curriculum_client import Feed, InvalidRequestError, ServedPrompt
 from curriculum_client._settings import from_environment
-from curriculum_client.adapters import _process
+from curriculum_client.adapters import _marks, _process
 
 ID_FIELD = "extra_info.index"
 """Where verl's own preprocessing numbers the rows of a file."""
@@ -102,18 +101,14 @@ class CurriculumSampler(AbstractCurriculumSampler):  # type: ignore[misc]
     def state_dict(self) -> dict[str, Any]:
         """Marks the curriculum, and where to go on; verl keeps it in the checkpoint's data.pt."""
         step = self._feed.policy_step + 1  # this step's weights are saved already
-        self._feed.client.checkpoint(f"step-{step}", policy_step=step)
-        return {
-            "client": {**self._feed.client.state_dict(), "parts": {}},
-            "policy_step": step,
-            "policy_steps": [],
-            "yielded_count": self._yielded_count,
-        }
+        _marks.add(self._feed.client, step)
+        state = self._feed.state_dict(rewind=False)
+        return {**state, "policy_step": step, "yielded_count": self._yielded_count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was called, with the curriculum as it was there."""
         self._feed.load_state_dict(state)
-        self._feed.client.rollback(f"step-{state['policy_step']}")
+        self._feed.client.rollback(_marks.name(state["policy_step"]))
         self._yielded_count = state["yielded_count"]
         self._leases.clear()
 
