@@ -32,15 +32,16 @@ class ClientBase:
     Failures. Every call is repeated with growing delays while the service is away, until `retry_s`
     has passed; one attempt may take `timeout_s`. Then reports are kept, up to
     `max_buffered_reports`, and sent before the next call; any other call raises. One that is
-    refused when it is sent late is raised by the call that sent it, which is then not made itself.
+    refused when it is sent late is raised by the call that sent it, which is then not made itself,
+    unless it is a report.
     With `on_unavailable="uniform"`, `next_batch` draws uniformly from the prompts it served before
     (the newest 64 MiB of them) instead of raising: reason "uniform-fallback", batch_id "". Nothing
     of such a batch counts; `fallback_batches` says how many there were.
 
     Processes and threads. Threads may share a client. It connects when it is first used, and may be
-    pickled and, unless it is an asyncio client that has connected, forked at any time, its buffered
-    reports included. For this, importing the package sets GRPC_ENABLE_FORK_SUPPORT unless it is
-    set: import it before grpc.
+    pickled at any time and, unless it is an asyncio client that has connected, forked while no
+    other thread is amid a call, its buffered reports included. For this, importing the package sets
+    GRPC_ENABLE_FORK_SUPPORT unless it is set: import it before grpc.
 
     Args:
         target: "host:port", "unix:/path" or any other name that gRPC resolves.
@@ -147,6 +148,14 @@ class ClientBase:
         Buffered reports are not part of it: `checkpoint` and `flush` send them.
         """
         return self._core.state_dict()
+
+    def rejoin(self) -> None:
+        """Take the run's timeline as it is, after somebody else has rolled it back.
+
+        Until then every call is a ConflictError, so that nobody goes on unknowingly with batches
+        that are void.
+        """
+        self._core.timeline = None
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was called; before or after `rollback`, which is a call.

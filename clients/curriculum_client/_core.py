@@ -105,7 +105,8 @@ class Core:
         try:
             if request_id is not None:
                 return (yield from self._lease(request, request_id))
-            with self._claimed(self._sequence, _content(request)) as number:
+            content = _state.request_content(policy_step, prompt_count, rollout_budget)
+            with self._claimed(self._sequence, content) as number:
                 return (yield from self._lease(request, f"{self.settings.consumer}-{number}"))
         except AlreadyExistsError as error:
             if request_id is None:
@@ -316,10 +317,3 @@ class Core:
 
 def _budget(request: pb.NextBatchRequest) -> int | None:
     return request.rollout_budget if request.HasField("rollout_budget") else None
-
-
-def _content(request: pb.NextBatchRequest) -> Content:
-    """What makes two requests the same, so that one number may name both."""
-    budget = _budget(request)
-    content = (request.prompt_count, request.policy_step)
-    return content if budget is None else (*content, budget)

@@ -1,7 +1,7 @@
 """Gets requests to the service: retries, and keeps reports while it is away.
 
 Before a call is made every buffered report is sent, in order. One that is refused then is removed
-and raised, and the call at hand is not made.
+and raised, and the call at hand is not made, unless it is a report: that is sent or kept first.
 """
 
 from __future__ import annotations
@@ -66,8 +66,12 @@ class Delivery:
         unsent, total = deque(reports), Receipt()
         # A trainer need not wait with every report for a service that is known to be away.
         patient = not self.is_away
+        refusal: CurriculumError | None = None
         try:
-            yield from self.flush(patient=patient)
+            try:
+                yield from self.flush(patient=patient)
+            except REFUSED as error:  # of what was kept; what is at hand is as good as it was
+                refusal = error
             while unsent:
                 total += yield from self._send_report(unsent[0], patient=patient)
                 unsent.popleft()
@@ -80,8 +84,9 @@ class Delivery:
                 len(self._buffer),
                 error,
             )
-            return None
-        return total
+        if refusal is not None:
+            raise refusal
+        return None if unsent else total
 
     def flush(self, *, patient: bool = True) -> Flow[Receipt]:
         """Send what is buffered; raise what was refused, once all others were sent."""
@@ -137,8 +142,8 @@ class Delivery:
 def _refusal(refused: Sequence[tuple[ReportOutcomesRequest, CurriculumError]]) -> CurriculumError:
     report, error = refused[0]
     refusal = type(error)(
-        f"batch_id={report.batch_id!r}: its buffered report was refused ({len(refused)} in all); "
-        f"the call at hand was not made: {error}"
+        f"batch_id={report.batch_id!r}: its buffered report was refused ({len(refused)} in all): "
+        f"{error}"
     )
     refusal.__cause__ = error
     for report, error in refused[1:]:

@@ -18,11 +18,13 @@ from curriculum_api.errors import (
     NotFoundError,
     StateError,
 )
+from curriculum_api.status import AWAY
 from curriculum_client._attempts import PerAttempt, is_one
 from curriculum_client._batch import Batch, Receipt, ServedPrompt
 from curriculum_client._client import TrainerClient
-from curriculum_client._lookahead import Fetched, Lookahead
+from curriculum_client._lookahead import Lookahead
 from curriculum_client._open_batches import OpenBatches, check_attempts
+from curriculum_client._state import reopened
 
 MAX_OPEN_BATCHES = 64
 """Where others score parts of each batch, a feed may not see when all is scored: it forgets the
@@ -48,8 +50,8 @@ class Feed:
     and `next_batch` seldom waits. What others fetch ahead, a DataLoader say, is chosen with what
     was known then. Without `prefetch` each batch is asked for when it is wanted.
 
-    Resuming. `state_dict` is of the oldest batch that nothing of was scored yet: those fetched
-    ahead come again. Save it when you mark a checkpoint, and load it before `rollback`.
+    Resuming. To a feed that loads a `state_dict`, batches come again of which nothing was scored
+    by then. Save it when you mark a checkpoint, and load it before `rollback`.
 
     Ranks. Feeds of equal arguments, whose clients have one `consumer` and which report the same
     steps, are given the same batches. All ranks may go through all of them and report what they
@@ -104,6 +106,7 @@ class Feed:
         """What the next batch is asked for: the newest step reported, or whatever is set here."""
         self.waited_s = 0.0
         """Seconds that the caller has waited for the service; set it to 0 at any time."""
+        self._rollout_budget = rollout_budget
         self._attempts_per_prompt = attempts_per_prompt
         self._reporter_count = reporter_count
         self._rank = rank
@@ -154,7 +157,9 @@ class Feed:
         """Count attempts, see `TrainerClient.report_attempts`; by default of `policy_step`."""
         step: Any = self.policy_step if policy_step is None else policy_step
         rewards = rewards.tolist() if hasattr(rewards, "tolist") else list(rewards)
-        is_spent = [reward is not None for reward in rewards]
+        given = [rewards, *(() if token_counts is None else [token_counts])]
+        columns = zip(*given, *(channels or {}).values(), strict=False)
+        is_spent = [not any(value is None for value in values) for values in columns]
         try:
             receipt = self._timed(
                 self.client.report_attempts,
@@ -168,7 +173,7 @@ class Feed:
         except (ConflictError, NotFoundError, StateError):  # of one batch; the others were sent
             self.settle(leases, is_spent)
             raise
-        self.policy_step = max(self.policy_step, *map(int, [step] if is_one(step) else step))
+        self.policy_step = max([self.policy_step, *map(int, [step] if is_one(step) else step)])
         self.settle(leases, is_spent)
         return receipt
 
@@ -183,7 +188,7 @@ class Feed:
         for entry in self._open.settle(scored, spent):
             # Attempts that nobody will spend must not keep their leases.
             if entry.unspent_count > 0 and self._is_alone:
-                self._timed(self.client.release, entry.batch)
+                self._timed(self._give_back, entry.batch)
             if self.prefetch:
                 self._lookahead.start(self._next_step)
 
@@ -193,19 +198,15 @@ class Feed:
         Without `rewind`, for trainers that keep the prompts of batches under way themselves, that
         is after the newest batch that `next_batch` gave.
         """
-        entries = self._open if rewind else ()
-        ahead: list[Any] = [entry for entry in entries if not entry.is_begun]
-        resumed_steps = list(self._resumed_steps)
-        if (fetched := self._timed(self._lookahead.peek)) is not None:
-            ahead.append(fetched)
-            del resumed_steps[:1]
-        position = ahead[0].client_state if ahead else self.client.state_dict()
-        steps = [fetched.batch.policy_step for fetched in ahead]
+        fetched = self._timed(self._lookahead.peek)
+        resumed_steps = list(self._resumed_steps)[0 if fetched is None else 1 :]
+        again = [entry.batch for entry in self._open if rewind and not entry.is_begun]
+        again += [] if fetched is None else [fetched]
+        asked = (self.prompt_count, self._rollout_budget)
         return {
-            # Reports of an older timeline are not repeated, so their numbers need not be kept.
-            "client": {**position, "parts": {}},
+            "client": reopened(self.client.state_dict(), again, *asked),
             "policy_step": self.policy_step,
-            "policy_steps": [*steps, *resumed_steps],
+            "policy_steps": [*(batch.policy_step for batch in again), *resumed_steps],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -236,7 +237,8 @@ class Feed:
         self._lookahead.drop()
         if self._is_alone or ranks_ended:
             for entry in self._open:
-                self._give_back(entry.batch)
+                if not self._give_back(entry.batch):
+                    break
         self._open.clear()
         self._pending.clear()
 
@@ -251,6 +253,10 @@ class Feed:
     ) -> None:
         self.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        self._lookahead.peek()  # or what is on its way might come between the parts of the copy
+        return dict(vars(self))
+
     @property
     def _is_alone(self) -> bool:
         """Whether all of each batch is scored here."""
@@ -262,24 +268,23 @@ class Feed:
         return self._resumed_steps[0] if self._resumed_steps else self.policy_step
 
     def _take(self) -> Batch:
-        fetched = self._lookahead.take(self._next_step)
+        batch = self._lookahead.take(self._next_step)
         try:
-            check_attempts(fetched.batch, self._attempts_per_prompt or 0)
+            check_attempts(batch, self._attempts_per_prompt or 0)
         except InvalidRequestError:
-            self.client.release(fetched.batch)
+            self.client.release(batch)
             raise
-        if fetched.is_leased:
-            self._admit(fetched)
-        return fetched.batch
+        if batch and not batch.is_fallback:
+            self._admit(batch)
+        return batch
 
-    def _admit(self, fetched: Fetched) -> None:
+    def _admit(self, batch: Batch) -> None:
         if self._resumed_steps:
             self._resumed_steps.popleft()
-        share = self._share(fetched.batch)
+        share = self._share(batch)
         attempts = sum(self._attempts_per_prompt or served.attempt_count for served in share)
         if share:
-            unscored_count = -(-attempts // self._reporter_count)
-            self._open.add(fetched.batch, unscored_count, fetched.client_state)
+            self._open.add(batch, unscored_count=-(-attempts // self._reporter_count))
         if len(self._open) > MAX_OPEN_BATCHES:
             self._open.forget_oldest()
 
@@ -287,11 +292,14 @@ class Feed:
         whole = len(batch) - len(batch) % self._world_size
         return batch[self._rank : whole : self._world_size]
 
-    def _give_back(self, batch: Batch) -> None:
+    def _give_back(self, batch: Batch) -> bool:
+        """Whether the service was there."""
         try:
             self.client.release(batch)
         except CurriculumError as error:  # the leases expire by themselves
             _log.warning("batch not released batch=%s because=%s", batch.batch_id, error)
+            return not isinstance(error, AWAY)
+        return True
 
     def _timed(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         started_s = time.perf_counter()

@@ -86,7 +86,7 @@ def before_connecting(*, by_asyncio: bool) -> None:
 
 
 def _before() -> None:
-    for forkable in list(_watched):
+    for forkable in _all_watched():
         getattr(forkable, "before_fork", _nothing)()
 
 
@@ -106,8 +106,16 @@ def _after_in_child() -> None:
             "GRPC_ENABLE_FORK_SUPPORT=0: must be 1 before grpc is imported, since a client had "
             "connected before this process was forked; or start workers with 'spawn'"
         )
-    for forkable in list(_watched):
+    for forkable in _all_watched():
         forkable.after_fork()
+
+
+def _all_watched() -> list[Forkable]:
+    while True:
+        try:
+            return list(_watched)
+        except RuntimeError:  # another thread added one meanwhile
+            continue
 
 
 def _grpc_supports_fork() -> bool:

@@ -6,25 +6,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
-from dataclasses import dataclass
 from typing import Any
 
+from curriculum_api.status import AWAY
 from curriculum_client import _forks
 from curriculum_client._batch import Batch
 from curriculum_client._client import TrainerClient
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """A batch, and where the client stood before it asked for it."""
-
-    batch: Batch
-    client_state: dict[str, Any]
-
-    @property
-    def is_leased(self) -> bool:
-        """Whether there is anything in it that is to be reported."""
-        return bool(self.batch) and not self.batch.is_fallback
 
 
 class Lookahead:
@@ -38,32 +25,36 @@ class Lookahead:
         self._prompt_count = prompt_count
         self._rollout_budget = rollout_budget
         self._failed_step: int | None = None
-        self._ahead: Future[Fetched] | None = None
+        self._ahead: Future[Batch] | None = None
         _forks.watch(self)
 
     def start(self, policy_step: int) -> None:
         """Ask in the background, unless that was done."""
         if self._ahead is None:
-            self._ahead = Future()
-            arguments = (self._ahead, self._ask, policy_step)
+            ahead: Future[Batch] = Future()
+            arguments = (ahead, self._ask, policy_step)
             threading.Thread(target=_fulfil, args=arguments, daemon=True).start()
+            self._ahead = ahead
 
-    def take(self, policy_step: int) -> Fetched:
+    def take(self, policy_step: int) -> Batch:
         """What was asked for in the background, or else what is served now."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            fetched = ahead.result()
-            # The pool may have more by now; and nobody wants what is from before a rollback.
-            if fetched.batch and fetched.batch.timeline == self._client.timeline:
-                return fetched
+        if self._ahead is not None:
+            wait_for([self._ahead])  # before it is let go of: Ctrl-C or a fork may come meanwhile
+            ahead, self._ahead = self._ahead, None
+            # The service may be back by now, and the pool have more; and nobody wants what is from
+            # before a rollback.
+            if not isinstance(ahead.exception(), AWAY):
+                batch = ahead.result()
+                if batch and not batch.is_fallback and batch.timeline == self._client.timeline:
+                    return batch
         return self._ask(policy_step)
 
-    def peek(self) -> Fetched | None:
+    def peek(self) -> Batch | None:
         """What was asked for in the background, once it is there; None where that is nothing."""
         if self._ahead is None or self._ahead.exception():
             return None
-        fetched = self._ahead.result()
-        return fetched if fetched.is_leased else None
+        batch = self._ahead.result()
+        return batch if batch and not batch.is_fallback else None
 
     def drop(self) -> None:
         """Forget what was asked for in the background, once it is there."""
@@ -90,19 +81,18 @@ class Lookahead:
     def after_fork(self) -> None:
         """Nothing: what was asked for is there."""
 
-    def _ask(self, policy_step: int) -> Fetched:
+    def _ask(self, policy_step: int) -> Batch:
         if self._failed_step is not None:
             policy_step = self._failed_step
         self._failed_step = policy_step
-        client_state = self._client.state_dict()
         batch = self._client.next_batch(
             self._prompt_count, policy_step=policy_step, rollout_budget=self._rollout_budget
         )
         self._failed_step = None
-        return Fetched(batch, client_state)
+        return batch
 
 
-def _fulfil(future: Future[Fetched], ask: Callable[[int], Fetched], policy_step: int) -> None:
+def _fulfil(future: Future[Batch], ask: Callable[[int], Batch], policy_step: int) -> None:
     try:
         future.set_result(ask(policy_step))
     except BaseException as error:  # the boundary of the thread: whoever waits shall have it

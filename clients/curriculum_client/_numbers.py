@@ -17,15 +17,18 @@ MAX_RETURNED = 64
 
 Content = tuple[int, ...]
 
+_FORGOTTEN = ""
+"""The key under which a state has where new numberings begin."""
+
 
 class Numbers:
     """Hands out 0, 1, 2, … A number is open from `take` until it was used."""
 
-    __slots__ = ("_next", "_returned", "_taken")
+    __slots__ = ("_returned", "_taken", "next")
 
     def __init__(self, state: Sequence[int | Sequence[int]] = (0,)) -> None:
         first, *opened = state
-        self._next = _integer(first)
+        self.next = _integer(first)
         self._returned = dict(map(_entry, opened))
         self._taken: dict[int, Content] = {}
 
@@ -33,8 +36,8 @@ class Numbers:
         """The smallest open number that was taken for this content, else a new one."""
         number = min((n for n, kept in self._returned.items() if kept == content), default=None)
         if number is None:
-            number = self._next
-            self._next += 1
+            number = self.next
+            self.next += 1
         self._returned.pop(number, None)
         self._taken[number] = content
         return number
@@ -50,26 +53,31 @@ class Numbers:
     def state(self) -> list[int | list[int]]:
         """The next number, then each open one with its content."""
         opened = sorted({**self._returned, **self._taken}.items())
-        return [self._next, *([number, *content] for number, content in opened)]
+        return [self.next, *([number, *content] for number, content in opened)]
 
 
 class Numberings:
     """A bounded number of `Numbers`, by key; the least recently used is forgotten first."""
 
     def __init__(self, state: Mapping[str, Sequence[int | Sequence[int]]] | None = None) -> None:
-        self._by_key = OrderedDict((key, Numbers(kept)) for key, kept in (state or {}).items())
+        kept = OrderedDict((key, Numbers(each)) for key, each in (state or {}).items())
+        self._first = kept.pop(_FORGOTTEN, Numbers()).next
+        self._by_key = kept
 
     def of(self, key: str) -> Numbers:
         """The numbers of a key, new ones if it is unknown."""
-        numbers = self._by_key.setdefault(key, Numbers())
+        numbers = self._by_key.setdefault(key, Numbers((self._first,)))
         self._by_key.move_to_end(key)
         if len(self._by_key) > MAX_NUMBERINGS:
-            self._by_key.popitem(last=False)
+            _, forgotten = self._by_key.popitem(last=False)
+            # No key that comes again may get a number that it had.
+            self._first = max(self._first, forgotten.next)
         return numbers
 
     def state(self) -> dict[str, list[int | list[int]]]:
         """What `__init__` takes."""
-        return {key: numbers.state() for key, numbers in self._by_key.items()}
+        kept = {key: numbers.state() for key, numbers in self._by_key.items()}
+        return {**kept, _FORGOTTEN: [self._first]} if self._first else kept
 
 
 def _entry(entry: int | Sequence[int]) -> tuple[int, Content]:

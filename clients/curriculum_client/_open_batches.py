@@ -16,8 +16,6 @@ class OpenBatch:
     """What is still to come of a batch."""
 
     batch: Batch
-    client_state: Mapping[str, Any]
-    """Where the client stood before it asked for it."""
     unscored_count: int
     """Attempts that this process is still to score."""
     unspent_count: int = field(init=False)
@@ -41,12 +39,9 @@ class OpenBatches:
     def __iter__(self) -> Iterator[OpenBatch]:
         return iter(self._by_id.values())
 
-    def add(
-        self, batch: Batch, unscored_count: int, client_state: Mapping[str, Any] | None = None
-    ) -> None:
+    def add(self, batch: Batch, unscored_count: int) -> None:
         """Begin to count."""
-        entry = OpenBatch(batch, client_state or {}, unscored_count)
-        self._by_id[batch.timeline, batch.batch_id] = entry
+        self._by_id[batch.timeline, batch.batch_id] = OpenBatch(batch, unscored_count)
 
     def forget_oldest(self) -> None:
         """As if all of it had been scored."""

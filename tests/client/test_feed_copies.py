@@ -110,7 +110,7 @@ def test_a_state_taken_while_a_batch_is_on_its_way_knows_it(make_feed, fake):
     state = through_json(feed)  # waits for it
     assert len(fake.batches) == 2
     assert state["policy_steps"] == [5]
-    assert state["client"]["sequence"][0] == 1
+    assert state["client"]["sequence"] == [2, [1, 4, 5]]  # its number is open, for this request
 
 
 def test_a_batch_that_was_begun_is_not_served_again(make_feed, fake):

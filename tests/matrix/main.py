@@ -27,7 +27,10 @@ GRPCIOS = ("1.67.1", "")
 """The oldest that has the calls of the generated code, and the newest."""
 
 # Those that need no service of their own; the others' fixtures come from the server's packages.
-NAMES = "batches buffering connections fake fallback reports resume retries"
+NAMES = (
+    "attempts batches buffering connections environment fake fallback faults feed feed_copies "
+    "lookahead reports resume retries"
+)
 TESTS = [f"tests/client/test_{name}.py" for name in NAMES.split()]
 
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from curriculum_api.status import AWAY
 from curriculum_client import (
     AsyncTrainerClient,
     Batch,
@@ -48,7 +49,11 @@ class Supply:
         """The next prompt, or None while others and rollouts in flight hold all there are."""
         self._raise_failure()
         if not self._queue and time.monotonic() >= self._ask_again_s:
-            batch = await self.client.next_batch(prompt_count, policy_step=policy_step)
+            try:
+                batch = await self.client.next_batch(prompt_count, policy_step=policy_step)
+            except ConflictError:  # another environment has rolled the run back
+                self._rejoin()
+                return None
             if batch:
                 await self._admit(batch, attempt_count)
             else:
@@ -73,7 +78,7 @@ class Supply:
         scored, spent = {served.lease: served.attempt_count}, {served.lease: spent_count}
         for entry in self._open.settle(scored, spent):
             if entry.unspent_count > 0:
-                self._begin(self.client.release(entry.batch))
+                self._begin(self._release(entry.batch))
 
     def mark(self, name: str, policy_step: int) -> None:
         """Mark a checkpoint, unless another has marked it already, or a later one."""
@@ -88,7 +93,7 @@ class Supply:
         """Send what is under way, give back the rest and disconnect."""
         await self.drain()
         for entry in self._open:
-            self._begin(self.client.release(entry.batch))
+            self._begin(self._release(entry.batch))
         self._open.clear()
         self._queue.clear()
         await self.drain()
@@ -105,6 +110,18 @@ class Supply:
         self._queue.extend(batch)
         if not batch.is_fallback:
             self._open.add(batch, sum(served.attempt_count for served in batch))
+
+    def _rejoin(self) -> None:
+        self._queue.clear()
+        self._open.clear()
+        self.client.rejoin()
+        _log.warning("run rolled back by another environment")
+
+    async def _release(self, batch: Batch) -> None:
+        try:
+            await self.client.release(batch)
+        except AWAY as error:  # the leases expire by themselves
+            _log.warning("batch not released batch=%s because=%s", batch.batch_id, error)
 
     def _wait(self, shortfall: str) -> None:
         now_s = time.monotonic()

@@ -133,6 +133,8 @@ class CurriculumFeed:
         if self._is_stream:
             _check_stream(args, step)
             reporter_count = PartialState().num_processes
+        if self._feed is not None:  # of a training that was interrupted
+            self._feed.close(ranks_ended=True)
         self._feed = Feed(
             self.client,
             args.generation_batch_size // args.num_generations,
