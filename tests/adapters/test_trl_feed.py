@@ -67,9 +67,10 @@ class Driver:
             **columns,
         )
 
-    def end_step(self) -> None:
+    def end_step(self, *, should_save: bool = False) -> None:
         self.state.global_step += 1
-        self.callback.on_step_end(None, self.state, None)  # type: ignore[arg-type]
+        control: Any = SimpleNamespace(should_save=should_save)
+        self.callback.on_step_end(None, self.state, control)  # type: ignore[arg-type]
 
     def save(self, output_dir: str = "", save_total_limit: int | None = None) -> None:
         args: Any = SimpleNamespace(output_dir=output_dir, save_total_limit=save_total_limit)
@@ -285,6 +286,14 @@ def test_a_resumed_training_rolls_the_curriculum_back(new_run, connect, stats) -
     assert stats(run_id).timeline == first.feed.client.timeline + 1
     second.score(take(rows, PROMPTS_PER_STEP), [1, 0] * PROMPTS_PER_STEP)
     assert stats(run_id).group_count == 3 * PROMPTS_PER_STEP
+
+
+def test_the_mark_is_there_before_the_weights_are(new_run, connect) -> None:
+    run_id = new_run(64, selection=SELECTION)
+    driver = Driver(connect(run_id))
+    driver.score(take(driver.begin(), PROMPTS_PER_STEP), [1, 0] * PROMPTS_PER_STEP)
+    driver.end_step(should_save=True)  # and the process ends amid saving
+    assert connect(run_id).rollback("step-1") == 1
 
 
 def test_a_resumed_training_gets_the_batches_that_were_fetched_ahead(new_run, connect) -> None:

@@ -59,6 +59,9 @@ class CurriculumCallback(TrainerCallback):
         _saved(state)[STATE_KEY] = feed.state_dict()
         self._curriculum.service_time_s.append(feed.waited_s)
         feed.waited_s = 0.0
+        if self._checkpoint and control.should_save and state.is_world_process_zero:
+            # Before the weights are there, or a crash would leave weights without a mark.
+            self._client.checkpoint(_marks.name(state.global_step), policy_step=state.global_step)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -66,14 +66,13 @@ class CurriculumReplayBuffer(ReplayBuffer):  # type: ignore[misc]
         feed = shared_feed()
         timeline = feed.client.timeline
         leases = [_current(info["lease"], timeline) for info in _plain(data, "extra_info")]
-        feed.client.report_attempts(
+        feed.report(
             leases,
             [float(row.sum()) for row in data["rm_scores"]],
             policy_step=[tags[key]["max_global_steps"] for key in keys.values()],
             token_counts=[token_counts[attempt] for attempt in keys],
             channels=self._scores(data),
         )
-        feed.settle(leases)
 
     def _scores(self, data: Any) -> dict[str, list[float | None]]:
         """What the reward function returned of each channel."""
