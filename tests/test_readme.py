@@ -9,8 +9,8 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def test_the_trainer_loop_of_the_readme_runs_and_its_outcomes_are_counted(server, new_run, capsys):
-    (loop,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(loop.strip().splitlines()) <= 15
+    (loop,) = re.findall(r"<!-- executed .*?```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len(loop.strip().splitlines()) <= 17
     run_id = new_run(1000)
     loop = loop.replace("localhost:50051", server.address).replace('"math"', repr(run_id))
     exec(compile(loop, str(README), "exec"), {"__name__": "readme"})

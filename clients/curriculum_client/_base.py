@@ -20,7 +20,7 @@ class ClientBase:
     Batches. `next_batch` names its request "consumer-sequence". Clients with one `consumer` and one
     sequence, such as the ranks of a job, are given the same batches; those that should be given
     different ones need different consumers. The sequence starts at 0: a new job on a run that was
-    used before takes a new `consumer`, or resumes with `load_state_dict`, or rolls the run back.
+    used before resumes with `load_state_dict`, or rolls the run back; better, it has its own run.
 
     Reports. Each counts once, however often it is sent, and different reports of one batch add up.
     Two reporters may report equal content for different attempts, so every process that reports
@@ -131,6 +131,12 @@ class ClientBase:
     def timeline(self) -> int | None:
         """The run's timeline, as far as this client knows; None before the first batch."""
         return self._core.timeline
+
+    @property
+    def is_reporter_shared(self) -> bool:
+        """Whether other processes that are started alike report under the same name."""
+        settings = self._core.settings
+        return "RANK" not in os.environ and self._core.reporter == settings.default_reporter()
 
     @property
     def buffered_reports(self) -> int:

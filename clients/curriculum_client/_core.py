@@ -43,7 +43,7 @@ class Core:
         self.delivery = Delivery(settings)
         self.timeline: int | None = None
         self.fallback_batch_count = 0
-        self._reporter = settings.reporter or settings.default_reporter()
+        self.reporter = settings.reporter or settings.default_reporter()
         self._sequence = Numbers()
         self._parts = Numberings()
         self._seen = SeenPrompts()
@@ -68,7 +68,7 @@ class Core:
         # Calls that were under way are another process's, and their numbers free here.
         self._sequence = Numbers(self._sequence.state())
         if self.settings.reporter is None:
-            self._reporter = f"{self.settings.default_reporter()}/{uuid.uuid4().hex}"
+            self.reporter = f"{self.settings.default_reporter()}/{uuid.uuid4().hex}"
 
     def state_dict(self) -> dict[str, Any]:
         """Where the client stands."""
@@ -112,8 +112,9 @@ class Core:
             if request_id is None:
                 error.add_note(
                     f"consumer={self.settings.consumer!r} asked this run for another batch before: "
-                    "a training that starts anew takes another consumer, one that resumes restores "
-                    "the client with load_state_dict and the run with rollback"
+                    "a training that starts anew takes a run of its own, one beside another takes "
+                    "another consumer, and one that resumes restores the client with "
+                    "load_state_dict and the run with rollback"
                 )
             raise
         except AWAY as error:
@@ -276,7 +277,7 @@ class Core:
         batch = (origin.timeline, origin.batch_id)
         if part is not None:
             return content_key((*batch, "part", str(part)), ())
-        key = content_key((*batch, self._reporter, origin.policy_step), outcomes)
+        key = content_key((*batch, self.reporter, origin.policy_step), outcomes)
         with self._lock:
             numbers = self._parts.of(key)
         return f"{key}-{claims.enter_context(self._claimed(numbers))}"

@@ -99,6 +99,11 @@ class Feed:
             raise InvalidRequestError(
                 f"prompt_count={prompt_count}: must be a multiple of world_size={world_size}"
             )
+        if reporter_count > 1 and client.is_reporter_shared:
+            raise InvalidRequestError(
+                f"reporter_count={reporter_count}: each process needs a reporter of its own; set "
+                "RANK or give TrainerClient(reporter=...)"
+            )
         self.client = client
         self.prompt_count = prompt_count
         self.prefetch = prefetch
@@ -113,6 +118,7 @@ class Feed:
         self._world_size = world_size
         self._resumed_steps: deque[int] = deque()
         """The policy steps of batches that were fetched ahead of the checkpoint resumed from."""
+        self._warned = False
         self._open = OpenBatches()
         self._pending: deque[ServedPrompt] = deque()
         self._lookahead = Lookahead(client, prompt_count, rollout_budget)
@@ -276,7 +282,21 @@ class Feed:
             raise
         if batch and not batch.is_fallback:
             self._admit(batch)
+            self._warn_of_leftovers(batch)
         return batch
+
+    def _warn_of_leftovers(self, batch: Batch) -> None:
+        fixed = self._attempts_per_prompt
+        most = max(batch, key=operator.attrgetter("attempt_count"))
+        if fixed and most.attempt_count > fixed and not self._warned:
+            self._warned = True
+            _log.warning(
+                "attempts left over prompt=%s allotted=%d made=%d because=the run's group_size is "
+                "larger, or its reach_attempt_factor is not 1; such groups stay incomplete",
+                most.prompt_id,
+                most.attempt_count,
+                fixed,
+            )
 
     def _admit(self, batch: Batch) -> None:
         if self._resumed_steps:

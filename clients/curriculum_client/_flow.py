@@ -7,6 +7,7 @@ every line but their drivers.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -33,6 +34,11 @@ class Sleep:
     duration_s: float
 
 
+PATIENCE = 3
+"""Attempts that fail without a word, as they do while a service restarts."""
+
+_log = logging.getLogger("curriculum_client")
+
 T = TypeVar("T")
 Flow = Generator[Call | Sleep, Any, T]
 
@@ -49,5 +55,9 @@ def retried(call: Call, retry_s: float) -> Flow[Any]:
             if elapsed_s + delay_s > retry_s:
                 error.add_note(f"{call.method}: attempts={attempt} elapsed_s={elapsed_s:.1f}")
                 raise
+            if attempt == PATIENCE:
+                _log.warning(
+                    "service away method=%s retry_s=%.0f because=%s", call.method, retry_s, error
+                )
         yield Sleep(delay_s)
     raise AssertionError("delays never end")

@@ -1,7 +1,7 @@
 """The training of grpo.py, with its prompts from a DataLoader.
 
     curriculum-server &
-    python clients/examples/grpo_dataset.py
+    python clients/examples/grpo_dataset.py --run backwards-too
 
 The next batch is fetched while the policy learns. It takes the flags of grpo.py, and saves nothing:
 that would be as there, with the dataset's `state_dict` in place of the client's.

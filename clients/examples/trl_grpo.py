@@ -1,6 +1,6 @@
 """TRL's GRPOTrainer teaches a tiny transformer the last digit of sums, in a minute on a CPU.
 
-    pip install 'edge-curriculum[server,trl]'
+    pip install '.[server,trl]'
     curriculum-server &
     python clients/examples/trl_grpo.py
 

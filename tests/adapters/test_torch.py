@@ -40,7 +40,8 @@ def dataset(server: Any, run_id: str) -> Iterator[Callable[..., CurriculumDatase
     feeds: list[Feed] = []
 
     def make(*, whole_batches: bool = False, **options: Any) -> CurriculumDataset:
-        client = TrainerClient(server.address, run_id=run_id)
+        reporter = f"process-{len(feeds)}"
+        client = TrainerClient(server.address, run_id=run_id, reporter=reporter)
         feeds.append(Feed(client, PROMPTS, **options))
         return CurriculumDataset(feeds[-1], whole_batches=whole_batches)
 

@@ -38,8 +38,10 @@ def test_shares_of_a_short_batch_are_equal(make_feed, make_client, fake):
     assert ids([*shares[0], *shares[1]]) == ids(fake.batches[1])[:2]
 
 
-def test_every_rank_may_go_through_all_and_report_its_part(make_feed, fake, wait_until):
-    ranks = [make_feed(reporter_count=2) for _ in range(2)]
+def test_every_rank_may_go_through_all_and_report_its_part(
+    make_feed, make_client, fake, wait_until
+):
+    ranks = [make_feed(client=make_client(reporter=str(n)), reporter_count=2) for n in range(2)]
     batches = [rank.next_batch() for rank in ranks]
     assert ids(batches[0]) == ids(batches[1])
     score(ranks[0], batches[0][:2])

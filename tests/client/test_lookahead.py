@@ -92,8 +92,8 @@ def test_a_rank_that_closes_leaves_the_others_their_leases(make_feed, make_clien
     assert score(ranks[1], shares[1]).attempt_count == 8
 
 
-def test_ranks_that_have_all_ended_give_back_what_was_fetched_ahead(make_feed, fake):
-    feed = make_feed(reporter_count=2)
+def test_ranks_that_have_all_ended_give_back_what_was_fetched_ahead(make_feed, make_client, fake):
+    feed = make_feed(client=make_client(reporter="0"), reporter_count=2)
     feed.next_batch()
     feed.close(ranks_ended=True)
     assert fake.unreported == []
@@ -106,6 +106,21 @@ def test_a_batch_that_is_too_small_to_share_is_given_back(monkeypatch):
         with pytest.raises(RuntimeError, match="nothing to serve"):
             feed.next_batch()
         assert fake.unreported == []
+
+
+def test_processes_that_cannot_be_told_apart_are_refused(make_feed, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(InvalidRequestError, match="reporter_count=2: each process needs"):
+        make_feed(reporter_count=2)
+    monkeypatch.setenv("RANK", "1")
+    assert make_feed(reporter_count=2)
+
+
+def test_attempts_that_the_trainer_does_not_make_are_warned_of_once(make_feed, caplog):
+    feed = make_feed(attempts_per_prompt=2)
+    for _ in range(2):
+        feed.next_batch()
+    assert len([r for r in caplog.records if "attempts left over" in r.message]) == 1
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,14 @@ async def test_a_service_that_restarts_is_found_again(connect, server):
         assert (await call).batch_id == "default-1"
 
 
+async def test_waiting_for_a_service_that_stays_away_is_said_once(connect, service, client_log):
+    service.failures["NextBatch"].extend([(grpc.StatusCode.UNAVAILABLE, "later")] * 4)
+    async with connect() as client:
+        assert len(await client.next_batch(2, policy_step=0)) == 2
+    said = [record.getMessage() for record in client_log.records]
+    assert said == ["service away method=NextBatch retry_s=5 because=later"]
+
+
 async def test_a_cancelled_call_gives_its_sequence_number_back(server, service):
     service.hanging.set()
     client = curriculum_client.AsyncTrainerClient(server.target, "math")

@@ -123,7 +123,9 @@ class Engine:
             await delete_run(self.redis, run.keys)
         self.forget(run_id)
         if not is_known:
-            raise NotFoundError(f"run_id={run_id!r}: there is no such run")
+            raise NotFoundError(
+                f"run_id={run_id!r}: there is no such run; `curriculum runs create` makes one"
+            )
 
     async def _refuse_lost(self, run: Run) -> None:
         """A trainer that creates its run at every start must not get an empty one in its place."""

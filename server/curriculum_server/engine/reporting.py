@@ -217,8 +217,8 @@ def _closed_by(batch: OpenBatch, is_full: bool) -> str:
     same batches."""
     before = "reported in full" if is_full else "released"
     return (
-        f"the slot is closed: it was {before} before, in batch {batch.record.batch_id!r}: a new "
-        "training on this run needs another consumer name, a resumed one load_state_dict"
+        f"the slot is closed: it was {before} before, in batch {batch.record.batch_id!r}: a "
+        "training that starts anew needs a run of its own, a resumed one load_state_dict"
     )
 
 

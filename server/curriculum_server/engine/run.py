@@ -235,7 +235,8 @@ class Run:
         low, high = self._step_range()
         if step < low:
             raise InvalidRequestError(
-                f"policy_step={step}: must be in [{low}, {high}]; older windows are closed"
+                f"policy_step={step}: must be in [{low}, {high}]; older windows are closed, "
+                "and a training that starts anew needs a run of its own"
             )
         if step > high:
             raise InvalidRequestError(
