@@ -1,6 +1,7 @@
 """GRPO with SkyRL on what a curriculum serves. Give it SkyRL's own settings:
 
-CURRICULUM_RUN=math python train_skyrl.py trainer.max_training_steps=1000 generator...=...
+CURRICULUM_RUN=math python train_skyrl.py trainer.max_training_steps=1000 \\
+    trainer.policy.model.path=Qwen/Qwen2.5-1.5B-Instruct generator.n_samples_per_prompt=8
 """
 
 import sys

@@ -88,6 +88,15 @@ def test_rows_are_what_skyrls_dataset_gives(feed: Feed) -> None:
     assert len({row["uid"] for row in rows}) == BATCH
 
 
+def test_messages_of_the_payload_stand_for_the_text() -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2=?"}]
+    prompt = {"text": "2+2=?", "payload": {"messages": messages, "env_class": "gsm8k"}}
+    with FakeCurriculum([prompt]) as fake, fake.client() as client:
+        row = Curriculum().row(client.next_batch(1, policy_step=0)[0])
+    assert (row["prompt"], row["env_class"]) == (messages, "gsm8k")
+    assert "messages" not in row["env_extras"]
+
+
 def test_rewards_of_tokens_add_up_to_their_attempts(fake: FakeCurriculum, feed: Feed) -> None:
     served = feed.next_batch()[0]
     output = generate(

@@ -6,7 +6,7 @@ In the script that calls grpo_train, after setup(...):
         TrainerClient.from_environment(),
         config["grpo"]["num_prompts_per_step"],
         config["grpo"]["num_generations_per_prompt"],
-        to_datum=lambda served, idx: dataset[row_of[served.prompt_id]],
+        to_datum=lambda served, idx: dataset[int(served.prompt_id)],
         collate=rl_collate_fn,
     )
 

@@ -6,7 +6,8 @@
 and run it with trainer.max_training_steps=… and CURRICULUM_RUN and CURRICULUM_SERVER set where
 Ray's workers inherit them. The run's group_size is generator.n_samples_per_prompt, with
 reach_attempt_factor 1. A prompt's payload becomes the environment's extras, so for gsm8k it is
-{"reward_spec": {"ground_truth": "42"}}; an "env_class" in it is the prompt's environment.
+{"reward_spec": {"ground_truth": "42"}}; an "env_class" in it is the prompt's environment, and
+"messages" stand for its text.
 
 Prompts take the place of the data loader: each batch is chosen once the one before was scored,
 whatever data.dataloader.num_workers is, and data.train_data is not read. (As a dataset they would
@@ -48,8 +49,9 @@ class Curriculum:
     def row(self, served: ServedPrompt) -> Row:
         """What the generator is given; its uid is the lease."""
         extras = {**served.payload, "prompt_id": served.prompt_id, "domain": served.domain}
+        text = [{"role": "user", "content": served.text}]
         return {
-            "prompt": [{"role": "user", "content": served.text}],
+            "prompt": extras.pop("messages", text),
             "env_class": extras.pop("env_class", None),
             "env_extras": extras,
             "uid": served.lease,

@@ -3,14 +3,15 @@
     export CURRICULUM_RUN=math CURRICULUM_SERVER=localhost:50051
     python -m curriculum_client.adapters.verl data.train_max_samples=102400 ...
 
-for verl.trainer.main_ppo, with verl's own overrides. It adds `OVERRIDES`: where they go into a
-configuration of yours, start that as ever.
+for verl.trainer.main_ppo, with verl's own overrides. Or put the lines of `OVERRIDES` into your
+configuration, and start verl as ever.
 
-Prompts. data.val_files are read as ever. An epoch has data.train_max_samples prompts. The payload
-may hold what a row of verl's files does: messages (else the text is the user's), data_source (else
-it is the domain), reward_model (else its ground truth is the payload's answer) and extra_info. Each
-prompt gets the attempts it was allotted: give the run rollout.n as its group_size, by which verl
-sizes its mini-batches, and reach_attempt_factor 1; or the service spreads so many over a batch:
+Prompts. data.train_files is not read, data.val_files as ever. An epoch has data.train_max_samples
+prompts. The payload may hold what a row of verl's files does: messages (else the text is the
+user's), data_source (else it is the domain), reward_model (else its ground truth is the payload's
+answer) and extra_info. Each prompt gets the attempts it was allotted: give the run rollout.n as its
+group_size, by which verl sizes its mini-batches, and reach_attempt_factor 1; or the service spreads
+so many over a batch:
 
     +data.curriculum.rollout_budget=8192
 
