@@ -85,20 +85,13 @@ class Feed:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        for name, value in [
-            ("prompt_count", prompt_count),
-            ("attempts_per_prompt", attempts_per_prompt),
-            ("reporter_count", reporter_count),
-            ("world_size", world_size),
-        ]:
-            if value is not None and value < 1:
-                raise InvalidRequestError(f"{name}={value}: must be at least 1")
-        if not 0 <= rank < world_size:
-            raise InvalidRequestError(f"rank={rank}: must be in [0, {world_size - 1}]")
-        if prompt_count % world_size:
-            raise InvalidRequestError(
-                f"prompt_count={prompt_count}: must be a multiple of world_size={world_size}"
-            )
+        _check_counts(
+            prompt_count=prompt_count,
+            attempts_per_prompt=attempts_per_prompt,
+            reporter_count=reporter_count,
+            world_size=world_size,
+        )
+        _check_share(prompt_count, rank=rank, world_size=world_size)
         if reporter_count > 1 and client.is_reporter_shared:
             raise InvalidRequestError(
                 f"reporter_count={reporter_count}: each process needs a reporter of its own; set "
@@ -162,10 +155,11 @@ class Feed:
     ) -> Receipt | None:
         """Count attempts, see `TrainerClient.report_attempts`; by default of `policy_step`."""
         step: Any = self.policy_step if policy_step is None else policy_step
-        rewards = rewards.tolist() if hasattr(rewards, "tolist") else list(rewards)
-        given = [rewards, *(() if token_counts is None else [token_counts])]
-        columns = zip(*given, *(channels or {}).values(), strict=False)
-        is_spent = [not any(value is None for value in values) for values in columns]
+        rewards = _listed(rewards)
+        token_counts = None if token_counts is None else _listed(token_counts)
+        channels = {name: _listed(values) for name, values in (channels or {}).items()}
+        columns = [rewards, *([] if token_counts is None else [token_counts]), *channels.values()]
+        is_spent = [None not in values for values in zip(*columns, strict=False)]
         try:
             receipt = self._timed(
                 self.client.report_attempts,
@@ -327,3 +321,22 @@ class Feed:
             return call(*args, **kwargs)
         finally:
             self.waited_s += time.perf_counter() - started_s
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise InvalidRequestError(f"{name}={value}: must be at least 1")
+
+
+def _check_share(prompt_count: int, *, rank: int, world_size: int) -> None:
+    if not 0 <= rank < world_size:
+        raise InvalidRequestError(f"rank={rank}: must be in [0, {world_size - 1}]")
+    if prompt_count % world_size:
+        raise InvalidRequestError(
+            f"prompt_count={prompt_count}: must be a multiple of world_size={world_size}"
+        )
+
+
+def _listed(values: PerAttempt) -> list[Any]:
+    return values.tolist() if hasattr(values, "tolist") else list(values)

@@ -237,6 +237,19 @@ def test_scored_attempts_that_were_not_spent_are_given_back(make_feed, make_clie
     assert fake.unreported == []
 
 
+def test_columns_may_be_read_but_once(make_feed, fake):
+    feed = make_feed(prefetch=False)
+    leases, rewards = attempts_of(feed.next_batch())
+    feed.report(
+        leases,
+        iter(rewards),
+        token_counts=(7 for _ in leases),
+        channels={"style": (0.5 for _ in leases)},
+    )
+    assert sum(fake.attempts.values()) == len(leases)
+    assert fake.unreported == []
+
+
 def test_arrays_will_do(make_feed, fake):
     feed = make_feed(prefetch=False)
     leases, rewards = attempts_of(feed.next_batch())
