@@ -7,7 +7,6 @@ import json
 import pickle
 
 import grpc
-import numpy as np
 import pytest
 
 from curriculum_client import (
@@ -99,7 +98,11 @@ async def test_rows_without_a_lease_or_a_value_are_passed_over(connect, service)
     assert sent(service) == [("default-0", 0, [(0, 0.75)])]
 
 
-@pytest.mark.parametrize("make", [np.array, lambda values: iter(list(values)), tuple])
+def array(values):
+    return pytest.importorskip("numpy").array(values)
+
+
+@pytest.mark.parametrize("make", [array, lambda values: iter(list(values)), tuple])
 async def test_arrays_and_iterators_will_do(connect, service, make):
     async with connect() as client:
         batch = await client.next_batch(2, policy_step=0)
@@ -293,9 +296,9 @@ def test_a_part_may_have_rows_of_several_steps(fake, make_client):
 
 
 def test_a_step_may_be_a_scalar_of_numpy(fake, make_client):
-    client = make_client()
+    numpy, client = pytest.importorskip("numpy"), make_client()
     [served] = client.next_batch(1, policy_step=0)
-    client.report_attempts([served.lease], [1.0], policy_step=np.int64(3))
+    client.report_attempts([served.lease], [1.0], policy_step=numpy.int64(3))
     assert fake.attempts[served.prompt_id] == 1
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import islice
 
-import numpy as np
 import pytest
 
 from curriculum_client import (
@@ -253,7 +252,9 @@ def test_columns_may_be_read_but_once(make_feed, fake):
 def test_arrays_will_do(make_feed, fake):
     feed = make_feed(prefetch=False)
     leases, rewards = attempts_of(feed.next_batch())
-    feed.report(np.array(leases), np.array(rewards), token_counts=np.ones(len(rewards), int))
+    numpy = pytest.importorskip("numpy")
+    counts = numpy.ones(len(rewards), int)
+    feed.report(numpy.array(leases), numpy.array(rewards), token_counts=counts)
     assert fake.unreported == []
 
 
