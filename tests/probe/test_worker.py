@@ -35,8 +35,10 @@ def test_rounds_follow_each_other_until_they_are_through(probe, pool, endpoint) 
     texts = pool.add_rates(*[0.5] * 6)
     assert probe(rounds=3, prompts=2) == 0
     assert len(endpoint.requests) == 6
-    # The least certain come first, so every prompt has its turn.
-    assert pool.attempts() == dict.fromkeys(texts, 8)
+    counts = pool.attempts()
+    assert sum(counts.values()) == len(texts) * 8
+    # Those that were looked at tell less by another look, which is no promise for each round.
+    assert sum(count > 0 for count in counts.values()) >= 4
     assert pool.leased() == set()
 
 
