@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import signal
 import threading
 import time
 
@@ -68,16 +66,16 @@ def test_nothing_to_report_is_no_error(make_feed):
     assert make_feed().report([], [], policy_step=[]).attempt_count == 0
 
 
-def test_a_batch_that_comes_after_control_c_is_the_next(make_feed, fake, wait_until):
+def test_a_batch_that_comes_after_control_c_is_the_next(make_feed, monkeypatch):
+    def interrupted(_futures):
+        raise KeyboardInterrupt
+
     feed = make_feed()
-    batch = feed.next_batch()
-    score(feed, batch[:3])
-    fake.delay_s = 0.5
-    score(feed, batch[3:])
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        feed.next_batch()
-    fake.delay_s = 0.0
+    score(feed, feed.next_batch())
+    with monkeypatch.context() as patched:
+        patched.setattr("curriculum_client._lookahead.wait_for", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            feed.next_batch()
     assert feed.next_batch()[0].batch_id == "default-1"
 
 
