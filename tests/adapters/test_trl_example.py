@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.adapter]
 
 EXAMPLE = Path(__file__).parents[2] / "clients" / "examples" / "trl_grpo.py"
 ATTEMPTS_PER_STEP = 16 * 8

@@ -36,6 +36,7 @@ def test_generations_of_other_sizes_than_steps_are_counted_once(
     checks.check_accumulation(world, settings, generations)
 
 
+@pytest.mark.adapter
 def test_two_ranks_share_each_batch_and_get_the_same_ones_when_they_resume(
     world: checks.World,
 ) -> None:
